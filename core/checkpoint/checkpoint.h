@@ -1,0 +1,72 @@
+#ifndef QUERN_CORE_CHECKPOINT_CHECKPOINT_H_
+#define QUERN_CORE_CHECKPOINT_CHECKPOINT_H_
+
+// What people bring: a Hugging Face directory or a GGUF file, behind one face. A GGUF's tensor
+// names, row order of q and k, and vocabulary become Hugging Face's here, once. Hostile input ends
+// here: everything is checked before it is allocated or used.
+
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/tensor_view.h"
+#include "core/model/model_config.h"
+
+namespace quern {
+
+struct OpenCheckpointOptions {
+  // Replaces the declared context (max_position_embeddings); 0 keeps it.
+  int max_position_embeddings = 0;
+};
+
+// Thread-safe once opened.
+class Checkpoint {
+ public:
+  virtual ~Checkpoint() = default;
+
+  const ModelConfig& config() const { return config_; }
+
+  // The vocabulary in Hugging Face tokenizer.json form (a GGUF's is translated), at most 64 MiB,
+  // for Tokenizer::FromJson. Empty when the checkpoint carries none.
+  const std::string& tokenizer_json() const { return tokenizer_json_; }
+
+  // The model's own chat template text, or empty. It is recognised, never run.
+  const std::string& chat_template() const { return chat_template_; }
+
+  // The tensor under its Hugging Face name: exactly those of ModelTensors(config()), each with
+  // that shape, dtype F32, F16 or BF16 (block-quantized GGUF tensors are dequantized to F32, on
+  // first use, and kept). The view stays valid as long as this object. Opening has checked that
+  // every tensor is there; a tied head is absent. DATA_LOSS when a value is not finite is reported
+  // by the reader of the values, not here.
+  virtual absl::StatusOr<TensorView> Tensor(absl::string_view name) const = 0;
+
+  // SHA-256 over the files as they lie there (names and bytes of config.json, tokenizer.json and
+  // the weight files in a fixed order; or of the one GGUF file). Reads everything: seconds.
+  virtual absl::StatusOr<std::string> DigestHex() const = 0;
+
+  // Bytes of the weights in the files.
+  virtual int64_t weight_bytes() const = 0;
+
+ protected:
+  ModelConfig config_;
+  std::string tokenizer_json_;
+  std::string chat_template_;
+};
+
+// `path`: a directory with config.json, tokenizer.json and one or more .safetensors (or
+// model.safetensors.index.json), or a file that ends in .gguf. NOT_FOUND, INVALID_ARGUMENT (not
+// supported: the message names key, value and what is), DATA_LOSS (damaged bytes: the message
+// names file and place).
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(
+    absl::string_view path, const OpenCheckpointOptions& options = {});
+
+// Reads only the configuration and the tensor table; for planning. Same errors.
+absl::StatusOr<ModelConfig> ReadCheckpointConfig(absl::string_view path);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_CHECKPOINT_CHECKPOINT_H_

@@ -1,0 +1,175 @@
+#ifndef QUERN_CORE_ENGINE_ENGINE_H_
+#define QUERN_CORE_ENGINE_ENGINE_H_
+
+// One engine, one thread: it alone owns the sequences, the pages and the step of every model it
+// holds. Requests come in by a bounded queue, tokens leave by a sink.
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/time/time.h>
+#include <absl/types/span.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/engine/model_source.h"
+#include "core/tokenizer/chat.h"
+#include "core/tokenizer/tokenizer.h"
+
+namespace quern {
+
+struct EngineOptions {
+  // Threads of a step, the engine's own among them. Operators set it to the cores they grant.
+  int num_threads = 1;
+  // Slots (tokens) of one KV page.
+  int page_tokens = 16;
+  // Memory for KV pages of each model; requests wait for free pages beyond it.
+  int64_t kv_cache_bytes = int64_t{1} << 30;
+  // Tokens of one step, prefill chunks and decode together: larger helps throughput, smaller
+  // helps the time between tokens.
+  int max_step_tokens = 512;
+  // Sequences in one step.
+  int max_sequences = 64;
+  // Requests that wait beyond those running; RESOURCE_EXHAUSTED when full.
+  int max_queued_requests = 256;
+  absl::Status Validate() const;
+};
+
+struct SamplingParams {
+  float temperature = 0;  // 0: greedy
+  int top_k = 0;          // 0: no limit
+  float top_p = 1;        // in (0, 1]
+  float min_p = 0;        // in [0, 1)
+  // Same seed, model and prompt give the same text whatever else runs. Unset: chosen by the engine
+  // and reported.
+  std::optional<uint64_t> seed;
+  absl::Status Validate() const;
+};
+
+enum class FinishReason {
+  kEndOfText,
+  kStopSequence,
+  kMaxOutputTokens,
+  kContextFull,
+};
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  // 0: up to the model's context.
+  int max_output_tokens = 0;
+  // At most 4, each 1 to 64 bytes of UTF-8. The text ends before the first match.
+  std::vector<std::string> stop_sequences;
+  // Sampling goes on through end-of-text tokens (calibration wants full lengths).
+  bool ignore_end_of_text = false;
+  // Ids that end the text beside the model's own end-of-text ids (a chat format's).
+  std::vector<int32_t> stop_ids;
+  // Expired requests are dropped with DEADLINE_EXCEEDED, also while queued.
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+struct GenerationResult {
+  FinishReason finish_reason = FinishReason::kEndOfText;
+  std::string matched_stop_sequence;
+  uint64_t seed = 0;
+  int prompt_tokens = 0;
+  int output_tokens = 0;
+  absl::Duration queue_duration;
+  absl::Duration time_to_first_token;
+  absl::Duration total_duration;
+};
+
+// Where the tokens of one request go. Called from the engine thread, so implementations must be
+// quick and must not call back into the engine (cancelled() apart, from any thread).
+class TokenSink {
+ public:
+  virtual ~TokenSink() = default;
+  // New ids and the text that is now certain (complete characters; stop sequences held back).
+  virtual void OnTokens(absl::Span<const int32_t> ids, absl::string_view text) = 0;
+  // Called exactly once, last. OK with a result, or why the request failed or was cancelled.
+  virtual void OnEnd(absl::StatusOr<GenerationResult> result) = 0;
+  // Asked each step, also while queued; true frees the request's pages within a step and ends it
+  // with CANCELLED.
+  virtual bool cancelled() const = 0;
+};
+
+// A loaded model; opaque. Valid until Unload.
+using ModelHandle = int;
+
+struct ModelInfo {
+  ModelConfig config;
+  int64_t weight_bytes = 0;  // in the form the kernels read
+  int64_t kv_bytes = 0;      // pages reserved for it
+  std::string kernel;        // "avx2" or "scalar"
+  ChatFormat chat_format = ChatFormat::kNone;
+};
+
+// What the metrics read; a consistent copy, made by the engine thread after each step.
+struct EngineStats {
+  int requests_running = 0;
+  int requests_waiting = 0;
+  int64_t kv_pages_used = 0;
+  int64_t kv_pages_total = 0;
+  int64_t steps = 0;
+  int64_t prompt_tokens = 0;     // prefilled
+  int64_t generated_tokens = 0;  // sampled
+  int64_t discarded_tokens = 0;  // computed for requests that were cancelled or expired
+  absl::Time last_step_time = absl::InfinitePast();
+};
+
+// Hears of each finished step, for histograms. Called from the engine thread.
+class StepObserver {
+ public:
+  virtual ~StepObserver() = default;
+  virtual void OnStep(absl::Duration duration, int num_tokens, int num_sequences) = 0;
+};
+
+// Thread-safe.
+class Engine {
+ public:
+  // Starts the thread. `observer` may be null and must outlive the engine.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
+                                                        StepObserver* observer = nullptr);
+  virtual ~Engine() = default;
+
+  // Prepacks the weights for this CPU and reserves pages; seconds. RESOURCE_EXHAUSTED when there
+  // is no room for the pages of one sequence.
+  virtual absl::StatusOr<ModelHandle> Load(const ModelSource& source) = 0;
+  // Lets what runs finish, then frees the memory; blocks until then. New requests are refused
+  // with FAILED_PRECONDITION from the call on.
+  virtual absl::Status Unload(ModelHandle model) = 0;
+  virtual absl::StatusOr<ModelInfo> Info(ModelHandle model) const = 0;
+  // Null when the model came without a tokenizer.
+  virtual absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle model) const = 0;
+  // Ids for a chat in the model's own format; see RenderChat.
+  virtual absl::StatusOr<std::vector<int32_t>> EncodeChat(
+      ModelHandle model, const std::vector<ChatMessage>& messages) const = 0;
+
+  // Queues a request; `sink` lives until OnEnd has returned. An error here means OnEnd will not be
+  // called: INVALID_ARGUMENT (ids out of range, an empty prompt, a prompt longer than the context,
+  // parameters out of range), NOT_FOUND (no such model), RESOURCE_EXHAUSTED (queue full).
+  virtual absl::Status Submit(ModelHandle model, GenerationRequest request,
+                              std::shared_ptr<TokenSink> sink) = 0;
+
+  // Logits of every position of `tokens` [n], n <= max_position_embeddings, through the serving
+  // kernels, in pieces: `on_logits(position, logits[vocab_size])` in order of position, on the
+  // engine thread. Blocks. For evaluation.
+  virtual absl::Status Score(
+      ModelHandle model, absl::Span<const int32_t> tokens,
+      const std::function<void(int position, absl::Span<const float> logits)>& on_logits) = 0;
+
+  virtual EngineStats Stats() const = 0;
+  // False when the engine thread has not finished a step for `limit` although work waits.
+  virtual bool Healthy(absl::Duration limit) const = 0;
+  // Refuses new requests (UNAVAILABLE), lets the running ones end until `grace` is over, then ends
+  // the rest with UNAVAILABLE.
+  virtual void Drain(absl::Duration grace) = 0;
+};
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_ENGINE_ENGINE_H_

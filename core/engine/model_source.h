@@ -1,0 +1,43 @@
+#ifndef QUERN_CORE_ENGINE_MODEL_SOURCE_H_
+#define QUERN_CORE_ENGINE_MODEL_SOURCE_H_
+
+// What the engine can load: each matrix packed (an artifact) or dense (a checkpoint as it came).
+
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/artifact/packed_model.h"
+#include "core/checkpoint/checkpoint.h"
+#include "core/model/model_config.h"
+#include "core/tokenizer/chat.h"
+#include "core/tokenizer/tokenizer.h"
+#include "kernels/packed_matrix.h"
+
+namespace quern {
+
+using MatrixView = std::variant<PackedMatrix, DenseMatrix>;
+
+// Read once, at load. Views must stay valid until Load returns.
+class ModelSource {
+ public:
+  virtual ~ModelSource() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual absl::StatusOr<MatrixView> Matrix(absl::string_view name) const = 0;
+  // Norm weights and biases as F32; DATA_LOSS when a value is not finite.
+  virtual absl::StatusOr<std::vector<float>> Vector(absl::string_view name) const = 0;
+  virtual const std::string& tokenizer_json() const = 0;
+  virtual const std::string& chat_template() const = 0;
+};
+
+// `model` is kept alive by the result.
+std::unique_ptr<ModelSource> MakeModelSource(std::shared_ptr<const PackedModel> model);
+std::unique_ptr<ModelSource> MakeModelSource(std::shared_ptr<const Checkpoint> checkpoint);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_ENGINE_MODEL_SOURCE_H_

@@ -1,0 +1,50 @@
+#ifndef QUERN_CORE_TOKENIZER_CHAT_H_
+#define QUERN_CORE_TOKENIZER_CHAT_H_
+
+// Chat prompts without running the template a model file brings: its text is recognised, and a
+// renderer of ours writes the prompt.
+
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+
+#include <string>
+#include <vector>
+
+#include "core/tokenizer/tokenizer.h"
+
+namespace quern {
+
+struct ChatMessage {
+  enum class Role { kSystem, kUser, kAssistant };
+  Role role = Role::kUser;
+  std::string content;
+};
+
+enum class ChatFormat {
+  kNone,    // raw completion: no known template
+  kChatMl,  // <|im_start|>role\ncontent<|im_end|>\n (SmolLM2, Qwen)
+  kLlama3,  // <|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>
+};
+
+// "none", "chatml", "llama3".
+absl::string_view ChatFormatName(ChatFormat format);
+
+// Recognises the family by the markers in `chat_template` that only it uses, and only when the
+// tokenizer has those markers as special tokens; kNone otherwise.
+ChatFormat RecognizeChatFormat(absl::string_view chat_template, const Tokenizer& tokenizer);
+
+// Token ids of the conversation followed by the assistant's opening. Text in messages never
+// becomes a special token. The default system message is added where the model's own template
+// text adds one (`chat_template`; SmolLM2, Qwen2). kNone: the contents joined by newlines, with the
+// tokenizer's BOS. INVALID_ARGUMENT when there is no message, the last is not the user's, or a
+// content is not UTF-8.
+absl::StatusOr<std::vector<int32_t>> RenderChat(ChatFormat format, absl::string_view chat_template,
+                                                const Tokenizer& tokenizer,
+                                                const std::vector<ChatMessage>& messages);
+
+// Ids that end an assistant's turn in `format` (<|im_end|>, <|eot_id|>), beside the model's EOS.
+std::vector<int32_t> ChatStopIds(ChatFormat format, const Tokenizer& tokenizer);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_TOKENIZER_CHAT_H_

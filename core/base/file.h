@@ -79,9 +79,6 @@ absl::StatusOr<std::vector<std::string>> ListDirectory(absl::string_view path);
 // PERMISSION_DENIED when a link leads outside the root; NOT_FOUND.
 absl::StatusOr<std::string> ResolveBeneath(absl::string_view root, absl::string_view path);
 
-// "what: No such file or directory" with the canonical code that fits `error_number`.
-absl::Status ErrnoToStatus(int error_number, absl::string_view what);
-
 }  // namespace quern
 
 #endif  // QUERN_CORE_BASE_FILE_H_

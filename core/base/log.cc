@@ -23,10 +23,14 @@ std::string& Program() {
 
 const char* SeverityName(LogSeverity severity) {
   switch (severity) {
-    case LogSeverity::INFO: return "INFO";
-    case LogSeverity::WARNING: return "WARNING";
-    case LogSeverity::ERROR: return "ERROR";
-    case LogSeverity::FATAL: return "FATAL";
+    case LogSeverity::INFO:
+      return "INFO";
+    case LogSeverity::WARNING:
+      return "WARNING";
+    case LogSeverity::ERROR:
+      return "ERROR";
+    case LogSeverity::FATAL:
+      return "FATAL";
   }
   return "?";
 }
@@ -59,7 +63,8 @@ LogMessage::LogMessage(LogSeverity severity, const char* file, int line)
     : severity_(severity), file_(file), line_(line) {}
 
 LogMessage::~LogMessage() {
-  const std::string time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
+  const std::string time =
+      absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
   const char* slash = std::strrchr(file_, '/');
   const std::string where = absl::StrCat(slash == nullptr ? file_ : slash + 1, ":", line_);
   if (log_format == LogFormat::kJson) {

@@ -44,8 +44,8 @@ class LogMessage {
 #define LOG(severity) \
   ::quern::LogMessage(::quern::LogSeverity::severity, __FILE__, __LINE__).stream()
 
-#define CHECK(condition)                              \
-  if (!(condition)) [[unlikely]]                      \
+#define CHECK(condition)                                                        \
+  if (!(condition)) [[unlikely]]                                                \
   ::quern::LogMessage(::quern::LogSeverity::FATAL, __FILE__, __LINE__).stream() \
       << "check failed: " #condition " "
 

@@ -10,11 +10,11 @@
 #include <utility>
 
 // Evaluates `expression` (an absl::Status) once and returns it from the function unless it is OK.
-#define RETURN_IF_ERROR(expression)                                        \
-  do {                                                                     \
-    if (absl::Status quern_status = (expression); !quern_status.ok()) {    \
-      return quern_status;                                                 \
-    }                                                                      \
+#define RETURN_IF_ERROR(expression)                                     \
+  do {                                                                  \
+    if (absl::Status quern_status = (expression); !quern_status.ok()) { \
+      return quern_status;                                              \
+    }                                                                   \
   } while (false)
 
 #define QUERN_STATUS_CONCAT_INNER(a, b) a##b
@@ -24,8 +24,8 @@
 // status from the enclosing function.
 #define ASSIGN_OR_RETURN(lhs, expression) \
   QUERN_ASSIGN_OR_RETURN(QUERN_STATUS_CONCAT(quern_statusor_, __LINE__), lhs, expression)
-#define QUERN_ASSIGN_OR_RETURN(statusor, lhs, expression) \
-  auto statusor = (expression);                           \
+#define QUERN_ASSIGN_OR_RETURN(statusor, lhs, expression)  \
+  auto statusor = (expression);                            \
   if (!statusor.ok()) return std::move(statusor).status(); \
   lhs = std::move(statusor).value()
 

@@ -111,6 +111,11 @@ absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view where,
   if (text.substr(0, 3) == "\xef\xbb\xbf") {
     return absl::InvalidArgumentError(absl::StrCat(where, ": starts with a byte order mark"));
   }
+  // The lexer takes a NUL for the end of the input and would leave what follows unread.
+  if (const size_t nul = text.find('\0'); nul != absl::string_view::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": not valid JSON: byte ", nul, " is NUL"));
+  }
   StrictBuilder builder(limits.max_depth);
   const bool parsed = Json::sax_parse(text.begin(), text.end(), &builder);
   if (!parsed) {

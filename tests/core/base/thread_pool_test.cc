@@ -1,0 +1,38 @@
+#include "core/base/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <vector>
+
+namespace quern {
+namespace {
+
+TEST(ThreadPoolTest, CoversEveryIndexOnceInWholeGrains) {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int64_t count : {0, 1, 31, 32, 33, 100, 1000}) {
+      std::vector<std::atomic<int>> hits(count);
+      pool.ParallelFor(count, 32, [&](int64_t begin, int64_t end) {
+        EXPECT_EQ(begin % 32, 0);
+        EXPECT_TRUE(end % 32 == 0 || end == count);
+        for (int64_t i = begin; i < end; ++i) ++hits[i];
+      });
+      for (int64_t i = 0; i < count; ++i) EXPECT_EQ(hits[i], 1) << i << " of " << count;
+    }
+  }
+}
+
+TEST(ThreadPoolTest, RegionsFollowEachOther) {
+  ThreadPool pool(3);
+  std::vector<int64_t> values(300, 0);
+  for (int round = 0; round < 2000; ++round) {
+    pool.ParallelFor(300, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ++values[i];
+    });
+  }
+  for (int64_t value : values) EXPECT_EQ(value, 2000);
+}
+
+}  // namespace
+}  // namespace quern

@@ -31,10 +31,14 @@ std::vector<float> Dequantize(const PackedTensor& tensor);
 // The same codes and zero points (shared, not copied) under other scales [rows * groups].
 absl::StatusOr<PackedTensor> WithScales(const PackedTensor& tensor, absl::Span<const float> scales);
 
-// Round-to-nearest by minimum and maximum of each group (zero always representable), float math:
+// Round-to-nearest by minimum and maximum of each group (zero always representable), float math,
+// ties to even:
 // asymmetric: scale = (max - min) / (2^bits - 1), zero_point = clamp(round(-min / scale));
 // symmetric: the signed full range, scale = the value of largest magnitude / -2^(bits - 1).
-// INVALID_ARGUMENT when a weight is not finite.
+// Codes and zero points are taken with the scale as stored (a half float, never nearer to zero than
+// 2^-24, so that dividing by a scale is always defined).
+// INVALID_ARGUMENT naming row and column when a weight is not finite, or row and group when the
+// scale is too large for a half float.
 absl::StatusOr<PackedTensor> RoundToNearest(absl::Span<const float> weights, int rows, int cols,
                                             int bits, int group_size, bool symmetric);
 

@@ -10,26 +10,41 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/base/json.h"
 #include "core/model/model_config.h"
+#include "core/model/tensor_names.h"
 #include "kernels/packed_matrix.h"
 
 namespace quern {
 
 // How linear weights are coded: w = (code - zero_point) * scale, per group.
 struct QuantFormat {
-  int bits = 4;             // 2, 3, 4 or 8
-  int group_size = 64;      // 32, 64, 128, or 0 for a whole output channel
-  bool symmetric = false;   // no zero points; the scale may be negative
-  int embedding_bits = 8;   // of the embedding and the head: 4, 8 or 16 (16: kept as half floats)
+  int bits = 4;            // 2, 3, 4 or 8
+  int group_size = 64;     // 32, 64, 128, or 0 for a whole output channel
+  bool symmetric = false;  // no zero points; the scale may be negative
+  int embedding_bits = 8;  // of the embedding and the head: 4, 8 or 16 (16: kept as half floats)
 
   // INVALID_ARGUMENT naming the field, its value and what is supported.
   absl::Status Validate() const;
   bool operator==(const QuantFormat&) const = default;
 };
+
+// How one matrix is coded.
+struct MatrixFormat {
+  int bits = 0;
+  int group_size = 0;  // in [1, cols]
+  bool symmetric = false;
+  bool operator==(const MatrixFormat&) const = default;
+};
+
+// What `format` means for a matrix of kind `kind` with `cols` inputs: block matrices take `bits`,
+// embedding and head `embedding_bits`; group and symmetry are the same for all, a group longer than
+// a row becomes the row. Nothing for a matrix that stays at 16 bits. `kind` is no kVector.
+std::optional<MatrixFormat> FormatOf(const QuantFormat& format, TensorSpec::Kind kind, int cols);
 
 // One quantized matrix that owns its memory (or shares a mapping). Layout: PackedMatrix.
 struct PackedTensor {

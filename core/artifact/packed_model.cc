@@ -1,0 +1,69 @@
+#include "core/artifact/packed_model.h"
+
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+
+namespace quern {
+namespace {
+
+absl::Status Unsupported(absl::string_view field, int value, absl::string_view supported) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("format.", field, " is ", value, ", supported are ", supported));
+}
+
+}  // namespace
+
+absl::Status QuantFormat::Validate() const {
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    return Unsupported("bits", bits, "2, 3, 4 and 8");
+  }
+  if (group_size != 0 && group_size != 32 && group_size != 64 && group_size != 128) {
+    return Unsupported("group_size", group_size, "32, 64, 128 and 0 (a whole output channel)");
+  }
+  if (embedding_bits != 4 && embedding_bits != 8 && embedding_bits != 16) {
+    return Unsupported("embedding_bits", embedding_bits, "4, 8 and 16");
+  }
+  return absl::OkStatus();
+}
+
+std::optional<MatrixFormat> FormatOf(const QuantFormat& format, TensorSpec::Kind kind, int cols) {
+  const bool in_block = kind == TensorSpec::Kind::kBlockMatrix;
+  if (!in_block && format.embedding_bits == 16) return std::nullopt;
+  const int group_size = format.group_size == 0 ? cols : std::min(format.group_size, cols);
+  return MatrixFormat{.bits = in_block ? format.bits : format.embedding_bits,
+                      .group_size = group_size,
+                      .symmetric = format.symmetric};
+}
+
+PackedMatrix PackedTensor::view() const {
+  return PackedMatrix{.rows = rows,
+                      .cols = cols,
+                      .bits = bits,
+                      .group_size = group_size,
+                      .symmetric = symmetric,
+                      .codes = codes,
+                      .scales = scales,
+                      .zero_points = zero_points};
+}
+
+int64_t PackedTensor::size_bytes() const {
+  const int64_t zero_point_bytes =
+      symmetric ? 0 : zero_point_words() * static_cast<int64_t>(sizeof(uint32_t));
+  return code_words() * static_cast<int64_t>(sizeof(uint32_t)) +
+         rows * num_groups() * static_cast<int64_t>(sizeof(uint16_t)) + zero_point_bytes;
+}
+
+int64_t PackedModel::weight_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : matrices) bytes += tensor.size_bytes();
+  for (const auto& [name, tensor] : half_matrices) {
+    bytes += int64_t{tensor.rows} * tensor.cols * static_cast<int64_t>(sizeof(uint16_t));
+  }
+  for (const auto& [name, vector] : vectors) {
+    bytes += static_cast<int64_t>(vector.size() * sizeof(float));
+  }
+  return bytes;
+}
+
+}  // namespace quern

@@ -236,7 +236,8 @@ void BenchRead(benchmark::State& state, int num_threads) {
     const uint64_t* p = memory.get() + words * thread;
     uint64_t sum[8] = {};
     for (size_t i = 0; i < words; i += 8) {
-      __builtin_prefetch(p + i + 512);
+      __builtin_prefetch(p + i + 2048, 0, 2);
+      __builtin_prefetch(p + i + 256, 0, 3);
       for (int j = 0; j < 8; ++j) sum[j] |= p[i + j];
     }
     benchmark::DoNotOptimize(sum);

@@ -24,10 +24,9 @@ absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimi
   const int64_t num_pages =
       std::min(limits.kv_cache_bytes / page_bytes, context_pages * limits.max_sequences);
   if (num_pages < 1) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("kv_cache_bytes is ", limits.kv_cache_bytes, ", one page of ",
-                     limits.page_tokens, " tokens of this model takes ", page_bytes,
-                     "; give the KV cache more memory"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "kv_cache_bytes is ", limits.kv_cache_bytes, ", one page of ", limits.page_tokens,
+        " tokens of this model takes ", page_bytes, "; give the KV cache more memory"));
   }
   ASSIGN_OR_RETURN(kv.storage, AlignedBuffer::Allocate(num_pages * page_bytes, "the KV pages"));
   return kv;
@@ -44,8 +43,8 @@ class CpuModel final : public BackendModel {
     // Before the weights: it is quick to fail.
     ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
     ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, kernels));
-    const int max_context =
-        std::min(model->num_pages() * limits.page_tokens, source.config().max_position_embeddings);
+    const auto max_context = static_cast<int>(std::min<int64_t>(
+        int64_t{model->num_pages()} * limits.page_tokens, source.config().max_position_embeddings));
     ASSIGN_OR_RETURN(model->workspace_, Workspace::Allocate(model->weights_, kernels, limits,
                                                             max_context, pool->num_threads()));
     return model;

@@ -160,7 +160,8 @@ class Engine {
   virtual absl::Status Unload(ModelHandle model) = 0;
   virtual absl::StatusOr<ModelInfo> Info(ModelHandle model) const = 0;
   // Null when the model came without a tokenizer.
-  virtual absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle model) const = 0;
+  virtual absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(
+      ModelHandle model) const = 0;
   // Ids for a chat in the model's own format; see RenderChat. FAILED_PRECONDITION when the model
   // has no tokenizer. A request made of them also wants ChatStopIds.
   virtual absl::StatusOr<std::vector<int32_t>> EncodeChat(

@@ -1,6 +1,7 @@
 #include "core/engine/kernel_ops.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -39,8 +40,8 @@ size_t ActivationBytes(const CpuWeights& weights, const kernels::KernelTable& ke
   size_t bytes = 0;
   const auto include = [&](const CpuLinear& linear, int num_rows) {
     if (linear.group_size() == 0) return;
-    bytes = std::max(bytes, kernels.activation_bytes(num_rows, linear.matrix.cols,
-                                                     linear.matrix.group_size));
+    bytes = std::max(
+        bytes, kernels.activation_bytes(num_rows, linear.matrix.cols, linear.matrix.group_size));
   };
   for (const CpuBlock& block : weights.blocks) {
     for (const CpuLinear* linear :
@@ -103,8 +104,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights&
 }
 
 KernelOps::KernelOps(const CpuWeights& weights, const kernels::KernelTable& kernels,
-                     const KvMemory& kv, Workspace& workspace, ThreadPool& pool,
-                     const Batch& batch)
+                     const KvMemory& kv, Workspace& workspace, ThreadPool& pool, const Batch& batch)
     : weights_(weights),
       kernels_(kernels),
       kv_(kv),
@@ -296,13 +296,15 @@ void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size
                          std::initializer_list<Product> products) {
   // Matrices that take the same input form share one region; as a rule that is all of them. Those
   // of the form that is there go first, as another one overwrites it.
-  std::vector<int> forms = {quantized_group_size};
+  std::array<int, 4> forms = {quantized_group_size};  // one, and one of each of three products
+  int num_forms = 1;
   for (const Product& product : products) {
-    if (std::find(forms.begin(), forms.end(), product.linear->group_size()) == forms.end()) {
-      forms.push_back(product.linear->group_size());
+    const int form = product.linear->group_size();
+    if (std::find(forms.begin(), forms.begin() + num_forms, form) == forms.begin() + num_forms) {
+      forms[num_forms++] = form;
     }
   }
-  for (const int form : forms) {
+  for (const int form : absl::MakeConstSpan(forms.data(), num_forms)) {
     int64_t num_blocks = 0;
     int cols = 0;
     for (const Product& product : products) {

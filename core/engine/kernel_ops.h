@@ -35,15 +35,15 @@ class Workspace {
                                                              const BackendLimits& limits,
                                                              int max_context, int num_threads);
 
-  FloatRows hidden;     // [max_step_tokens, hidden_size], the residual stream
-  FloatRows normed;     // [max_step_tokens, hidden_size]
-  FloatRows q;          // [max_step_tokens, q_size]
-  FloatRows k, v;       // [max_step_tokens, kv_size]
-  FloatRows attention;  // [max_step_tokens, q_size]
-  FloatRows gate, up;   // [max_step_tokens, intermediate_size]
-  FloatRows cos_sin;    // [max_step_tokens, head_dim]
-  FloatRows scores;     // [num_threads, max_context]
-  FloatRows logits;     // [max_logits, vocab_size], stride vocab_size
+  FloatRows hidden;                // [max_step_tokens, hidden_size], the residual stream
+  FloatRows normed;                // [max_step_tokens, hidden_size]
+  FloatRows q;                     // [max_step_tokens, q_size]
+  FloatRows k, v;                  // [max_step_tokens, kv_size]
+  FloatRows attention;             // [max_step_tokens, q_size]
+  FloatRows gate, up;              // [max_step_tokens, intermediate_size]
+  FloatRows cos_sin;               // [max_step_tokens, head_dim]
+  FloatRows scores;                // [num_threads, max_context]
+  FloatRows logits;                // [max_logits, vocab_size], stride vocab_size
   uint8_t* activations = nullptr;  // quantized, of any input
 
   // Of each token in the step.
@@ -53,8 +53,8 @@ class Workspace {
     const int32_t* pages = nullptr;
   };
   std::vector<Token> tokens;
-  std::vector<int32_t> logit_rows;     // tokens whose logits are wanted
-  std::vector<int64_t> attention_ends; // see KernelOps::Attend
+  std::vector<int32_t> logit_rows;      // tokens whose logits are wanted
+  std::vector<int64_t> attention_ends;  // see KernelOps::Attend
 
  private:
   AlignedBuffer memory_;

@@ -72,8 +72,8 @@ class CheckpointSource final : public ModelSource {
   absl::StatusOr<MatrixView> Matrix(absl::string_view name) const override {
     ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_->Tensor(name));
     if (tensor.shape.size() != 2) {
-      return absl::InternalError(absl::StrCat("tensor ", name, " has ", tensor.shape.size(),
-                                              " dimensions, wanted 2"));
+      return absl::InternalError(
+          absl::StrCat("tensor ", name, " has ", tensor.shape.size(), " dimensions, wanted 2"));
     }
     ASSIGN_OR_RETURN(const DenseMatrix::Type type, DenseType(name, tensor.dtype));
     return MatrixView(DenseMatrix{.type = type,

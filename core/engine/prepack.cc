@@ -101,15 +101,15 @@ class Prepacker {
     const int hidden = c.hidden_size;
     const int mlp = c.intermediate_size;
     CpuBlock b;
-    RETURN_IF_ERROR(ReadVector(BlockTensorName(layer, "input_layernorm.weight"), hidden,
-                               b.attention_norm));
-    RETURN_IF_ERROR(ReadVector(BlockTensorName(layer, "post_attention_layernorm.weight"), hidden,
-                               b.mlp_norm));
+    RETURN_IF_ERROR(
+        ReadVector(BlockTensorName(layer, "input_layernorm.weight"), hidden, b.attention_norm));
+    RETURN_IF_ERROR(
+        ReadVector(BlockTensorName(layer, "post_attention_layernorm.weight"), hidden, b.mlp_norm));
     if (c.qk_norm) {
-      RETURN_IF_ERROR(ReadVector(BlockTensorName(layer, "self_attn.q_norm.weight"), c.head_dim,
-                                 b.q_norm));
-      RETURN_IF_ERROR(ReadVector(BlockTensorName(layer, "self_attn.k_norm.weight"), c.head_dim,
-                                 b.k_norm));
+      RETURN_IF_ERROR(
+          ReadVector(BlockTensorName(layer, "self_attn.q_norm.weight"), c.head_dim, b.q_norm));
+      RETURN_IF_ERROR(
+          ReadVector(BlockTensorName(layer, "self_attn.k_norm.weight"), c.head_dim, b.k_norm));
     }
     RETURN_IF_ERROR(ReadLinear(layer, "self_attn.q_proj", c.q_size(), hidden, c.qkv_bias, b.q));
     RETURN_IF_ERROR(ReadLinear(layer, "self_attn.k_proj", c.kv_size(), hidden, c.qkv_bias, b.k));
@@ -163,8 +163,8 @@ absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source,
     ASSIGN_OR_RETURN(CpuBlock block, prepacker.ReadBlock(layer));
     weights.blocks.push_back(std::move(block));
   }
-  RETURN_IF_ERROR(prepacker.ReadVector(std::string(kFinalNormName), config.hidden_size,
-                                       weights.final_norm));
+  RETURN_IF_ERROR(
+      prepacker.ReadVector(std::string(kFinalNormName), config.hidden_size, weights.final_norm));
   if (!config.tie_word_embeddings) {
     RETURN_IF_ERROR(prepacker.ReadMatrix(std::string(kHeadName), config.vocab_size,
                                          config.hidden_size, weights.untied_head));

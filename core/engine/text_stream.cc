@@ -45,8 +45,7 @@ std::string TextStream::Push(absl::string_view text) {
   size_t keep = 0;
   for (const std::string& stop : stop_sequences_) {
     size_t length = std::min(stop.size() - 1, held_.size());
-    while (length > keep &&
-           !absl::EndsWith(held_, absl::string_view(stop).substr(0, length))) {
+    while (length > keep && !absl::EndsWith(held_, absl::string_view(stop).substr(0, length))) {
       --length;
     }
     keep = std::max(keep, length);

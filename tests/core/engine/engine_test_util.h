@@ -83,8 +83,8 @@ inline std::unique_ptr<ModelSource> PackedTinySource(const TinyModelOptions& opt
       continue;
     }
     const bool block = name.find("layers") != std::string::npos;
-    const bool odd = name.find("k_proj") != std::string::npos ||
-                     name.find("up_proj") != std::string::npos;
+    const bool odd =
+        name.find("k_proj") != std::string::npos || name.find("up_proj") != std::string::npos;
     auto packed = RoundToNearest(tensor.values, static_cast<int>(tensor.shape[0]),
                                  static_cast<int>(tensor.shape[1]), block ? bits : 8,
                                  mixed_groups && odd ? 32 : 64, symmetric);

@@ -179,7 +179,8 @@ TEST(SamplerTest, LimitsKeepExactlyTheSetThatSortingGives) {
   for (float& logit : logits) logit = std::round(logit);
   SamplerScratch scratch;
   for (const SamplingParams& params :
-       {SamplingParams{.temperature = 1, .top_k = 7}, SamplingParams{.temperature = 1, .top_k = 700},
+       {SamplingParams{.temperature = 1, .top_k = 7},
+        SamplingParams{.temperature = 1, .top_k = 700},
         SamplingParams{.temperature = 1, .top_p = 0.3f},
         SamplingParams{.temperature = 1, .top_k = 100, .top_p = 0.5f}}) {
     const std::vector<double> expected = Expected(logits, params);
@@ -198,11 +199,14 @@ TEST(SamplerTest, ATinyTemperatureIsGreedyAndNotNan) {
 
 TEST(SamplingParamsTest, ValidateNamesTheField) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  const std::pair<SamplingParams, std::string> cases[] = {
-      {{.temperature = -1}, "temperature"}, {{.temperature = nan}, "temperature"},
-      {{.top_k = -1}, "top_k"},             {{.top_p = 0}, "top_p"},
-      {{.top_p = 1.5f}, "top_p"},           {{.top_p = nan}, "top_p"},
-      {{.min_p = 1}, "min_p"},              {{.min_p = -0.1f}, "min_p"}};
+  const std::pair<SamplingParams, std::string> cases[] = {{{.temperature = -1}, "temperature"},
+                                                          {{.temperature = nan}, "temperature"},
+                                                          {{.top_k = -1}, "top_k"},
+                                                          {{.top_p = 0}, "top_p"},
+                                                          {{.top_p = 1.5f}, "top_p"},
+                                                          {{.top_p = nan}, "top_p"},
+                                                          {{.min_p = 1}, "min_p"},
+                                                          {{.min_p = -0.1f}, "min_p"}};
   for (const auto& [params, field] : cases) {
     EXPECT_THAT(params.Validate(),
                 StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr(field)));

@@ -55,7 +55,8 @@ TEST(TextStreamTest, WithoutStopSequencesTextComesAtOnce) {
 }
 
 TEST(TextStreamTest, HoldsBackWhatMayBecomeAStopSequence) {
-  EXPECT_THAT(Run({"a\n", "x", "\n", "\nU"}, {"\n\nUser"}), ElementsAre("a", "\nx", "", "", "\n\nU"));
+  EXPECT_THAT(Run({"a\n", "x", "\n", "\nU"}, {"\n\nUser"}),
+              ElementsAre("a", "\nx", "", "", "\n\nU"));
 }
 
 TEST(TextStreamTest, FindsAStopSequenceAcrossTokens) {

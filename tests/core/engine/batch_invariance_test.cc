@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/kernels.h"
 #include "tests/core/engine/engine_test_util.h"
 
 namespace quern {

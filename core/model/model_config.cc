@@ -97,6 +97,12 @@ absl::Status RefuseForeign(const JsonObject& config) {
   }
   ASSIGN_OR_RETURN(const double rotary, config.NumberOr("partial_rotary_factor", 0, 1, 1));
   if (rotary != 1) return Unsupported(config, "partial_rotary_factor", "1");
+  if (IsSet(config, "layer_types")) {
+    ASSIGN_OR_RETURN(const Json* types, config.Array("layer_types"));
+    for (const Json& type : *types) {
+      if (type != "full_attention") return Unsupported(config, "layer_types", "full_attention");
+    }
+  }
   if (IsSet(config, "architectures")) {
     ASSIGN_OR_RETURN(const Json* names, config.Array("architectures"));
     for (const Json& name : *names) {

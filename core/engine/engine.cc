@@ -292,6 +292,8 @@ bool EngineImpl::HandleInbox() {
 
 void EngineImpl::StepModel(ServedModel& model) {
   const absl::Time start = clock_->Now();
+  model.Plan(counters_, ended_);
+  NotifyEnded();  // those that were cancelled need not wait for the step
   const ServedModel::StepReport report = model.Step(counters_, ended_);
   const absl::Time end = clock_->Now();
   Beat();

@@ -16,6 +16,14 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
+// Work below which waking another thread costs more than it saves (a few microseconds), in
+// multiplications and in elements of a row-wise operation.
+constexpr int64_t kMinProducts = 32 * 1024;
+constexpr int64_t kMinElements = 4 * 1024;
+
+// Items of `cost` that are worth a thread.
+int64_t Grain(int64_t cost, int64_t min_cost) { return std::max<int64_t>(1, min_cost / cost); }
+
 int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -130,7 +138,8 @@ KernelOps::KernelOps(const CpuWeights& weights, const kernels::KernelTable& kern
 
 FloatRows KernelOps::Embed(const CpuWeights& model) {
   const int half = shape_.head_dim / 2;
-  pool_.ParallelFor(num_tokens_, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = Grain(weights_.config.hidden_size, kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const Workspace::Token& token = workspace_.tokens[t];
       kernels_.get_row(model.embedding.matrix, token.id, workspace_.hidden.row(t));
@@ -154,7 +163,8 @@ KernelOps::Qkv KernelOps::ProjectQkv(int, const CpuBlock& block, FloatRows x) {
            {{&block.q, qkv.q}, {&block.k, qkv.k}, {&block.v, qkv.v}});
 
   const float eps = static_cast<float>(weights_.config.rms_norm_eps);
-  pool_.ParallelFor(num_tokens_, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = Grain(weights_.config.q_size(), kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
     const auto turn = [&](float* heads, int num_heads, const std::vector<float>& norm, int64_t t) {
       for (int head = 0; head < num_heads && !norm.empty(); ++head) {
         float* values = heads + int64_t{head} * shape_.head_dim;
@@ -171,7 +181,8 @@ KernelOps::Qkv KernelOps::ProjectQkv(int, const CpuBlock& block, FloatRows x) {
 }
 
 FloatRows KernelOps::Attend(int layer, Qkv qkv) {
-  pool_.ParallelFor(num_tokens_, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = Grain(2 * weights_.config.kv_size(), kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const Workspace::Token& token = workspace_.tokens[t];
       kernels_.store_kv(LayerPages(layer, token.pages), shape_, token.position, qkv.k.row(t),
@@ -204,7 +215,10 @@ FloatRows KernelOps::Attend(int layer, Qkv qkv) {
     workspace_.attention_ends[thread] = end;
   }
 
-  pool_.ParallelFor(num_threads, 1, [&](int64_t begin, int64_t end) {
+  // Two products an element.
+  const int64_t products = 2 * cost * shape_.num_heads * shape_.head_dim;
+  const int64_t threads_grain = products < 2 * kMinProducts ? num_threads : 1;
+  pool_.ParallelFor(num_threads, threads_grain, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       int64_t next = thread == 0 ? 0 : workspace_.attention_ends[thread - 1];
       while (next < workspace_.attention_ends[thread]) {
@@ -223,8 +237,8 @@ FloatRows KernelOps::Attend(int layer, Qkv qkv) {
   return workspace_.attention;
 }
 
-FloatRows KernelOps::AddAttentionOutput(const CpuBlock& block, FloatRows attention,
-                                        FloatRows residual) {
+FloatRows KernelOps::AddAttentionOutput(const CpuBlock& block, FloatRows residual,
+                                        FloatRows attention) {
   Multiply(attention, num_tokens_, /*quantized_group_size=*/0, /*accumulate=*/true,
            {{&block.o, residual}});
   return residual;
@@ -236,7 +250,7 @@ FloatRows KernelOps::GatedMlp(const CpuBlock& block, FloatRows x) {
   Multiply(workspace_.normed, num_tokens_, group_size, /*accumulate=*/false,
            {{&block.gate, workspace_.gate}, {&block.up, workspace_.up}});
   const int size = weights_.config.intermediate_size;
-  pool_.ParallelFor(num_tokens_, 1, [&](int64_t begin, int64_t end) {
+  pool_.ParallelFor(num_tokens_, Grain(size, kMinElements), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       kernels_.silu_mul(workspace_.gate.row(t), workspace_.up.row(t), size, workspace_.gate.row(t));
     }
@@ -246,7 +260,7 @@ FloatRows KernelOps::GatedMlp(const CpuBlock& block, FloatRows x) {
   return workspace_.gate;
 }
 
-FloatRows KernelOps::AddMlpOutput(const CpuBlock& block, FloatRows mlp, FloatRows residual) {
+FloatRows KernelOps::AddMlpOutput(const CpuBlock& block, FloatRows residual, FloatRows mlp) {
   Multiply(mlp, num_tokens_, block.down.group_size(), /*accumulate=*/true,
            {{&block.down, residual}});
   return residual;
@@ -254,6 +268,7 @@ FloatRows KernelOps::AddMlpOutput(const CpuBlock& block, FloatRows mlp, FloatRow
 
 FloatRows KernelOps::Head(const CpuWeights& model, FloatRows x) {
   const auto num_rows = static_cast<int64_t>(workspace_.logit_rows.size());
+  if (num_rows == 0) return workspace_.logits;  // prefills that go on
   const int group_size = model.head().group_size();
   NormAndQuantize(x, model.final_norm, num_rows, group_size,
                   [&](int64_t i) { return int64_t{workspace_.logit_rows[i]}; });
@@ -284,7 +299,7 @@ void KernelOps::NormAndQuantize(FloatRows x, const std::vector<float>& weight, i
                                 int group_size, RowOf row_of) {
   const float eps = static_cast<float>(weights_.config.rms_norm_eps);
   const int cols = weights_.config.hidden_size;
-  pool_.ParallelFor(num_rows, 1, [&](int64_t begin, int64_t end) {
+  pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       kernels_.rms_norm(x.row(row_of(i)), weight.data(), cols, eps, workspace_.normed.row(i));
     }
@@ -314,11 +329,13 @@ void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size
     }
     if (num_blocks == 0) continue;
     if (form != 0 && form != quantized_group_size) {
-      pool_.ParallelFor(num_rows, 1, [&](int64_t begin, int64_t end) {
+      pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
         QuantizeRows(x, begin, end, num_rows, cols, form);
       });
     }
-    pool_.ParallelFor(num_blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t block_products = int64_t{kernels::kRowBlock} * cols * num_rows;
+    const int64_t grain = Grain(block_products, kMinProducts);
+    pool_.ParallelFor(num_blocks, grain, [&](int64_t begin, int64_t end) {
       int64_t first = 0;  // block of this product
       for (const Product& product : products) {
         if (product.linear->group_size() != form) continue;

@@ -85,9 +85,9 @@ class KernelOps {
   FloatRows Embed(const CpuWeights& model);
   Qkv ProjectQkv(int layer, const CpuBlock& block, FloatRows x);
   FloatRows Attend(int layer, Qkv qkv);
-  FloatRows AddAttentionOutput(const CpuBlock& block, FloatRows attention, FloatRows residual);
+  FloatRows AddAttentionOutput(const CpuBlock& block, FloatRows residual, FloatRows attention);
   FloatRows GatedMlp(const CpuBlock& block, FloatRows x);
-  FloatRows AddMlpOutput(const CpuBlock& block, FloatRows mlp, FloatRows residual);
+  FloatRows AddMlpOutput(const CpuBlock& block, FloatRows residual, FloatRows mlp);
   FloatRows Head(const CpuWeights& model, FloatRows x);
 
  private:

@@ -22,13 +22,13 @@ using LogitsFn = std::function<void(int position, absl::Span<const float> logits
 struct Sequence {
   // `on_logits` makes it a scoring: its tokens are computed, none is sampled.
   Sequence(GenerationRequest request_in, std::shared_ptr<TokenSink> sink_in, LogitsFn on_logits_in,
-           std::shared_ptr<const Tokenizer> tokenizer, KvPagePool* pool, absl::Time now)
+           TextStream text_in, KvPagePool* pool, absl::Time now)
       : request(std::move(request_in)),
         sink(std::move(sink_in)),
         on_logits(std::move(on_logits_in)),
         tokens(request.prompt),
         num_prompt_tokens(static_cast<int>(request.prompt.size())),
-        text(std::move(tokenizer), request.stop_sequences),
+        text(std::move(text_in)),
         pages(pool),
         submit_time(now) {}
 

@@ -123,9 +123,14 @@ ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokeni
 std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
                                                    std::shared_ptr<TokenSink> sink,
                                                    LogitsFn on_logits, uint64_t seed) {
+  // After nothing but special tokens a text begins; else it goes on where the prompt ends.
+  const bool continues_text =
+      tokenizer_ != nullptr && std::any_of(request.prompt.begin(), request.prompt.end(),
+                                           [&](int32_t id) { return !tokenizer_->IsSpecial(id); });
+  TextStream text(tokenizer_, continues_text, request.stop_sequences);
   auto sequence =
       std::make_unique<Sequence>(std::move(request), std::move(sink), std::move(on_logits),
-                                 tokenizer_, &pages_, clock_->Now());
+                                 std::move(text), &pages_, clock_->Now());
   sequence->seed = seed;
   return sequence;
 }
@@ -173,24 +178,37 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
   return absl::OkStatus();
 }
 
+void ServedModel::Plan(EngineStats& stats, std::vector<EndedSequence>& ended) {
+  plan_ = nullptr;
+  Contained(stats, ended, [&] {
+    EndCancelled(stats, ended);
+    const int64_t preemptions_before = scheduler_.num_preemptions();
+    plan_ = &scheduler_.Plan(clock_->Now());
+    stats.preemptions += scheduler_.num_preemptions() - preemptions_before;
+  });
+}
+
 ServedModel::StepReport ServedModel::Step(EngineStats& stats, std::vector<EndedSequence>& ended) {
   StepReport report;
-  const absl::Status status = Guarded("a step", [&] { report = RunStep(stats, ended); });
-  if (!status.ok()) {
-    LOG(ERROR) << "step failed sequences=" << scheduler_.num_running() << " error=" << status;
-    finished_.clear();
-    EndAll(status, stats, ended);
-  }
+  if (plan_ == nullptr || plan_->empty()) return report;
+  Contained(stats, ended, [&] { report = RunPlan(*plan_, stats, ended); });
+  plan_ = nullptr;
   return report;
 }
 
-ServedModel::StepReport ServedModel::RunStep(EngineStats& stats,
+template <typename Body>
+void ServedModel::Contained(EngineStats& stats, std::vector<EndedSequence>& ended, Body body) {
+  const absl::Status status = Guarded("a step", body);
+  if (status.ok()) return;
+  LOG(ERROR) << "step failed sequences=" << scheduler_.num_running() << " error=" << status;
+  finished_.clear();
+  plan_ = nullptr;
+  EndAll(status, stats, ended);
+}
+
+ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& plan,
+                                             EngineStats& stats,
                                              std::vector<EndedSequence>& ended) {
-  EndCancelled(stats, ended);
-  const int64_t preemptions_before = scheduler_.num_preemptions();
-  const std::vector<ScheduledRun>& plan = scheduler_.Plan(clock_->Now());
-  stats.preemptions += scheduler_.num_preemptions() - preemptions_before;
-  if (plan.empty()) return {};
   StepReport report{.num_sequences = static_cast<int>(plan.size())};
   batch_.clear();
   for (const ScheduledRun& run : plan) {
@@ -264,7 +282,8 @@ void ServedModel::DeliverLogits(const ScheduledRun& run, const float* logits) {
 void ServedModel::DrawTokens(absl::Span<const float> logits) {
   const auto num_draws = static_cast<int64_t>(draws_.size());
   const int num_threads = pool_->num_threads();
-  pool_->ParallelFor(num_threads, 1, [&](int64_t begin, int64_t end) {
+  // One draw alone is for one thread.
+  pool_->ParallelFor(num_threads, num_draws > 1 ? 1 : num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       for (int64_t i = num_draws * thread / num_threads; i < num_draws * (thread + 1) / num_threads;
            ++i) {

@@ -52,8 +52,10 @@ class ServedModel {
   };
   void Add(std::unique_ptr<Sequence> sequence) { scheduler_.Add(std::move(sequence)); }
   bool has_work() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
-  // Ends what was cancelled or has expired, then runs one step and hands out its tokens. Counts
-  // into `stats` and appends to `ended`. Never fails as a whole: what fails ends its sequences.
+  // Ends what was cancelled or has expired and decides on the next step. Counts into `stats` and
+  // appends to `ended`. This and Step never fail as a whole: what fails ends its sequences.
+  void Plan(EngineStats& stats, std::vector<EndedSequence>& ended);
+  // Runs the step that was planned and hands out its tokens; nothing when there is none.
   StepReport Step(EngineStats& stats, std::vector<EndedSequence>& ended);
   // Ends every sequence with `status`.
   void EndAll(const absl::Status& status, EngineStats& stats, std::vector<EndedSequence>& ended);
@@ -71,7 +73,11 @@ class ServedModel {
     absl::StatusOr<int32_t> token;
   };
 
-  StepReport RunStep(EngineStats& stats, std::vector<EndedSequence>& ended);
+  // Runs `body`; when it throws (there is no memory), every sequence ends with INTERNAL.
+  template <typename Body>
+  void Contained(EngineStats& stats, std::vector<EndedSequence>& ended, Body body);
+  StepReport RunPlan(const std::vector<ScheduledRun>& plan, EngineStats& stats,
+                     std::vector<EndedSequence>& ended);
   void EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended);
   // Hands a scoring sequence's logits over, [num_logits, vocab_size] from `logits`.
   void DeliverLogits(const ScheduledRun& run, const float* logits);
@@ -92,6 +98,7 @@ class ServedModel {
   Scheduler scheduler_;
   std::vector<SamplerScratch> scratch_;  // one a thread
 
+  const std::vector<ScheduledRun>* plan_ = nullptr;  // of the next step, until it has run
   // Of the step that runs; kept for their memory.
   Batch batch_;
   std::vector<Draw> draws_;

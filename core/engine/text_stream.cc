@@ -7,10 +7,10 @@
 
 namespace quern {
 
-TextStream::TextStream(std::shared_ptr<const Tokenizer> tokenizer,
+TextStream::TextStream(std::shared_ptr<const Tokenizer> tokenizer, bool continues_text,
                        std::vector<std::string> stop_sequences)
     : stop_sequences_(std::move(stop_sequences)) {
-  if (tokenizer != nullptr) decoder_.emplace(std::move(tokenizer));
+  if (tokenizer != nullptr) decoder_.emplace(std::move(tokenizer), continues_text);
 }
 
 std::string TextStream::Append(int32_t id) {

@@ -17,8 +17,9 @@ namespace quern {
 // several), so it does not depend on how the text was cut into tokens. Thread-compatible.
 class TextStream {
  public:
-  // A null tokenizer gives no text.
-  TextStream(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stop_sequences);
+  // A null tokenizer gives no text. `continues_text`: see StreamDecoder.
+  TextStream(std::shared_ptr<const Tokenizer> tokenizer, bool continues_text,
+             std::vector<std::string> stop_sequences);
 
   // The text that is certain now, after `id`. After a match: nothing.
   std::string Append(int32_t id);
@@ -31,7 +32,7 @@ class TextStream {
   std::string Push(absl::string_view text);
 
   std::optional<StreamDecoder> decoder_;
-  const std::vector<std::string> stop_sequences_;
+  std::vector<std::string> stop_sequences_;
   // Decoded and not yet returned: the start of a stop sequence.
   std::string held_;
   std::optional<std::string> matched_;

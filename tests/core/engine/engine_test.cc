@@ -79,7 +79,7 @@ TEST_F(EngineTest, TextIsWhatTheIdsDecodeTo) {
   ASSERT_OK_AND_ASSIGN(const auto tokenizer, engine_->GetTokenizer(model_));
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const auto sink = Run(Sampled(Prompt(3, 1), 60, seed));
-    StreamDecoder decoder(tokenizer);
+    StreamDecoder decoder(tokenizer, /*continues_text=*/true);
     std::string text;
     for (const int32_t id : sink->ids()) text += decoder.Append(id);
     text += decoder.Finish();

@@ -57,17 +57,26 @@ TEST(CancelTest, ARunningRequestEndsBeforeItsNextToken) {
 
 TEST(CancelTest, PagesAreFreeForOthersAtTheNextStep) {
   auto [engine, model] = Make({.kv_cache_bytes = 1 << 20});
-  auto victim = std::make_shared<CollectingSink>();
+  std::shared_ptr<CollectingSink> victim;
+  int64_t pages_before = 0;
+  int64_t pages_after = 0;
   Gate gate;
-  auto other = Start(*engine, model, Greedy(Prompt(4, 1), 30), gate.AtToken(1));
+  auto other = Start(*engine, model, Greedy(Prompt(4, 1), 30), [&](CollectingSink& s) {
+    if (s.ids().size() == 1) gate.AtToken(1)(s);
+    // Each step publishes its stats when it is planned.
+    if (s.ids().size() == 5) {
+      pages_before = engine->Stats().kv_pages_used;
+      victim->Cancel();
+    }
+    if (s.ids().size() == 6) pages_after = engine->Stats().kv_pages_used;
+  });
   gate.WaitReached();
-  ASSERT_OK(engine->Submit(model, Greedy(Prompt(100, 2), 30), victim));
+  victim = Start(*engine, model, Greedy(Prompt(100, 2), 30));
   gate.Open();
-  // Cancelled from outside, at any time.
-  victim->Cancel();
   EXPECT_THAT(victim->Wait(), StatusIs(absl::StatusCode::kCancelled, testing::_));
-  EXPECT_LE(engine->Stats().kv_pages_used, 3) << "only the other's";
   EXPECT_OK(other->Wait());
+  EXPECT_EQ(pages_before, 1 + 7);
+  EXPECT_EQ(pages_after, 1);
 }
 
 TEST(CancelTest, AQueuedRequestEndsWhileOthersRun) {

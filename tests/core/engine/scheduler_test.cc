@@ -39,7 +39,7 @@ class SchedulerTest : public testing::Test {
     GenerationRequest request{.prompt = std::vector<int32_t>(prompt_tokens, 1)};
     auto sequence = std::make_unique<Sequence>(
         request, nullptr, scoring ? LogitsFn([](int, absl::Span<const float>) {}) : LogitsFn(),
-        nullptr, pool_.get(), absl::Now());
+        TextStream(nullptr, false, {}), pool_.get(), absl::Now());
     Sequence* result = sequence.get();
     scheduler_->Add(std::move(sequence));
     return result;
@@ -109,7 +109,7 @@ TEST_F(SchedulerTest, TheYoungestIsPreemptedAndComesBackInItsPlace) {
   Make({.max_step_tokens = 64, .max_sequences = 8, .max_logits = 8, .page_tokens = 4}, 7);
   Sequence* a = Add(7);
   Sequence* b = Add(7);
-  Sequence* c = Add(1);
+  Sequence* c = Add(5);
   Step();
   EXPECT_EQ(scheduler_->num_running(), 2) << "a page stays free for each that runs";
   for (int i = 0; i < 40 && scheduler_->num_preemptions() == 0; ++i) Step();

@@ -20,6 +20,8 @@ class PieceTokenizer final : public Tokenizer {
     for (const int32_t id : ids) text += pieces_[id];
     return text;
   }
+  absl::string_view TokenBytes(int32_t id) const override { return pieces_[id]; }
+  bool strips_leading_space() const override { return false; }
   int32_t vocab_size() const override { return static_cast<int32_t>(pieces_.size()); }
   int32_t TokenToId(absl::string_view) const override { return -1; }
   bool IsSpecial(int32_t) const override { return false; }
@@ -39,10 +41,10 @@ std::vector<std::string> Feed(TextStream& stream, size_t num_pieces) {
   return texts;
 }
 
-std::vector<std::string> Run(const std::vector<std::string>& pieces,
+std::vector<std::string> Cut(const std::vector<std::string>& pieces,
                              const std::vector<std::string>& stops,
                              std::string* matched = nullptr) {
-  TextStream stream(std::make_shared<PieceTokenizer>(pieces), stops);
+  TextStream stream(std::make_shared<PieceTokenizer>(pieces), /*continues_text=*/true, stops);
   std::vector<std::string> texts = Feed(stream, pieces.size());
   if (matched != nullptr) *matched = stream.matched().value_or("");
   return texts;
@@ -51,53 +53,53 @@ std::vector<std::string> Run(const std::vector<std::string>& pieces,
 using testing::ElementsAre;
 
 TEST(TextStreamTest, WithoutStopSequencesTextComesAtOnce) {
-  EXPECT_THAT(Run({"a", "b", "c"}, {}), ElementsAre("a", "b", "c", ""));
+  EXPECT_THAT(Cut({"a", "b", "c"}, {}), ElementsAre("a", "b", "c", ""));
 }
 
 TEST(TextStreamTest, HoldsBackWhatMayBecomeAStopSequence) {
-  EXPECT_THAT(Run({"a\n", "x", "\n", "\nU"}, {"\n\nUser"}),
+  EXPECT_THAT(Cut({"a\n", "x", "\n", "\nU"}, {"\n\nUser"}),
               ElementsAre("a", "\nx", "", "", "\n\nU"));
 }
 
 TEST(TextStreamTest, FindsAStopSequenceAcrossTokens) {
   std::string matched;
-  EXPECT_THAT(Run({"hello S", "TO", "P more"}, {"STOP"}, &matched),
+  EXPECT_THAT(Cut({"hello S", "TO", "P more"}, {"STOP"}, &matched),
               ElementsAre("hello ", "", "", ""));
   EXPECT_EQ(matched, "STOP");
 }
 
 TEST(TextStreamTest, TextInATokenBeforeTheMatchIsGiven) {
-  EXPECT_THAT(Run({"one. Two. Three"}, {". T"}), ElementsAre("one", ""));
+  EXPECT_THAT(Cut({"one. Two. Three"}, {". T"}), ElementsAre("one", ""));
 }
 
 TEST(TextStreamTest, AfterAMatchThereIsNoText) {
-  EXPECT_THAT(Run({"x|y", "z", "w"}, {"|"}), ElementsAre("x", "", "", ""));
+  EXPECT_THAT(Cut({"x|y", "z", "w"}, {"|"}), ElementsAre("x", "", "", ""));
 }
 
 TEST(TextStreamTest, AFailedPartialMatchMayContainTheStartOfAnother) {
-  EXPECT_THAT(Run({"aa", "ab"}, {"aab"}), ElementsAre("", "a", ""));
+  EXPECT_THAT(Cut({"aa", "ab"}, {"aab"}), ElementsAre("", "a", ""));
 }
 
 TEST(TextStreamTest, TheMatchThatIsCompleteFirstWins) {
   std::string matched;
   // "cd" is complete while "abcdef" still grows.
-  EXPECT_THAT(Run({"xabcdefg"}, {"abcdef", "cd"}, &matched), ElementsAre("xab", ""));
+  EXPECT_THAT(Cut({"xabcdefg"}, {"abcdef", "cd"}, &matched), ElementsAre("xab", ""));
   EXPECT_EQ(matched, "cd");
   // Of two that are complete together, the longer.
-  Run({"xabcd"}, {"cd", "abcd"}, &matched);
+  Cut({"xabcd"}, {"cd", "abcd"}, &matched);
   EXPECT_EQ(matched, "abcd");
 }
 
 TEST(TextStreamTest, CharactersAreNeverCut) {
-  EXPECT_THAT(Run({"\xf0\x9f", "\x98\x80", "!"}, {}), ElementsAre("", "\xf0\x9f\x98\x80", "!", ""));
+  EXPECT_THAT(Cut({"\xf0\x9f", "\x98\x80", "!"}, {}), ElementsAre("", "\xf0\x9f\x98\x80", "!", ""));
   // A stop sequence of which the stream holds half a character.
   std::string matched;
-  EXPECT_THAT(Run({"a\xc3", "\xa9z"}, {"\xc3\xa9"}, &matched), ElementsAre("a", "", ""));
+  EXPECT_THAT(Cut({"a\xc3", "\xa9z"}, {"\xc3\xa9"}, &matched), ElementsAre("a", "", ""));
   EXPECT_EQ(matched, "\xc3\xa9");
 }
 
 TEST(TextStreamTest, WithoutATokenizerThereIsNoText) {
-  TextStream stream(nullptr, {});
+  TextStream stream(nullptr, /*continues_text=*/false, {});
   EXPECT_EQ(stream.Append(1), "");
   EXPECT_EQ(stream.Finish(), "");
 }
@@ -132,7 +134,7 @@ TEST(TextStreamTest, HowTheTextIsCutMakesNoDifference) {
     }
     std::string matched;
     std::string got;
-    for (const std::string& piece : Run(pieces, stops, &matched)) got += piece;
+    for (const std::string& piece : Cut(pieces, stops, &matched)) got += piece;
     ASSERT_EQ(got, wanted) << text;
     ASSERT_EQ(matched, wanted_match) << text;
   }

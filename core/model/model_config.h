@@ -41,11 +41,11 @@ struct ModelConfig {
   double rope_theta = 10000;
   RopeScaling rope_scaling;
   bool tie_word_embeddings = false;
-  bool qkv_bias = false;     // q, k and v have a bias (Qwen2; Llama with attention_bias)
-  bool o_bias = false;       // the attention output has one (Llama with attention_bias)
-  bool mlp_bias = false;     // gate, up and down have one (Llama with mlp_bias)
-  bool qk_norm = false;      // RMSNorm over each head of q and k before RoPE (Qwen3)
-  int bos_token_id = -1;     // -1: none
+  bool qkv_bias = false;  // q, k and v have a bias (Qwen2; Llama with attention_bias)
+  bool o_bias = false;    // the attention output has one (Llama with attention_bias)
+  bool mlp_bias = false;  // gate, up and down have one (Llama with mlp_bias)
+  bool qk_norm = false;   // RMSNorm over each head of q and k before RoPE (Qwen3)
+  int bos_token_id = -1;  // -1: none
   std::vector<int> eos_token_ids;
 
   int q_size() const { return num_attention_heads * head_dim; }

@@ -10,9 +10,8 @@
 
 #include <functional>
 #include <map>
-#include <memory>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "core/base/file.h"
 #include "core/base/tensor_view.h"
@@ -20,8 +19,9 @@
 namespace quern {
 
 // A mapped file whose header has been checked: at most 16 MiB, 100,000 tensors, names of at most
-// 512 bytes, at most 8 dimensions, known dtypes, checked products, offsets contiguous, without
-// overlap, covering the data exactly. Movable; thread-safe to read.
+// 512 bytes without control characters, at most 8 dimensions of 1 to 2^40, known dtypes, checked
+// products, offsets contiguous, without overlap, covering the data exactly. Movable; thread-safe to
+// read.
 class SafetensorsFile {
  public:
   // DATA_LOSS naming the file and what is wrong.
@@ -31,6 +31,8 @@ class SafetensorsFile {
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
   // The `__metadata__` strings.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  // The whole file, e.g. for its digest.
+  absl::string_view bytes() const { return file_.bytes(); }
 
  private:
   explicit SafetensorsFile(MappedFile file) : file_(std::move(file)) {}
@@ -41,7 +43,9 @@ class SafetensorsFile {
 
 // Writes tensors in the order of the map, each aligned to 64 bytes by the header's padding for
 // the first and by size for the rest (no gaps: the format forbids them). Deterministic: equal
-// input, equal bytes. Written to a temporary name, fsynced, renamed; the directory is fsynced.
+// input, equal bytes. Tensors are written from where they lie. Written to a temporary name,
+// fsynced, renamed; the directory is fsynced. An error leaves the old content. INVALID_ARGUMENT
+// when the reader above would refuse the file.
 absl::Status WriteSafetensors(absl::string_view path,
                               const std::map<std::string, TensorView>& tensors,
                               const std::map<std::string, std::string>& metadata);

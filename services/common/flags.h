@@ -1,0 +1,29 @@
+#ifndef QUERN_SERVICES_COMMON_FLAGS_H_
+#define QUERN_SERVICES_COMMON_FLAGS_H_
+
+// The flags that every service has, and the first lines of every main.
+
+#include <absl/strings/string_view.h>
+
+#include <string>
+
+namespace quern {
+
+// Exit status of a process whose settings are refused (EX_CONFIG of sysexits.h).
+inline constexpr int kExitConfig = 78;
+
+struct CommonConfig {
+  std::string metrics_listen;
+  std::string ready_file;  // empty: none
+  bool allow_insecure_network = false;
+};
+
+// Blocks the shutdown signals, parses the command line (exits on --help and on unknown or leftover
+// arguments), sets the form of the log, and returns the common flags. `default_metrics_listen`
+// stands in when --metrics-listen is not given.
+CommonConfig InitService(absl::string_view program, absl::string_view usage,
+                         absl::string_view default_metrics_listen, int argc, char** argv);
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_COMMON_FLAGS_H_

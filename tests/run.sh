@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs what is needed, builds Quern and runs its tests.
+#   tests/run.sh          format, build, unit, parity and e2e tests
+#   tests/run.sh --all    adds the slow tests, the sanitizer builds and clang's thread-safety check
+set -euo pipefail
+cd "$(dirname "$0")/.."
+all=
+case "${1:-}" in
+  '') ;;
+  --all) all=1 ;;
+  *) sed -n '2,4p' "$0" >&2; exit 2 ;;
+esac
+
+start=$SECONDS
+step() { printf '\n== %s (%d s)\n' "$*" "$((SECONDS - start))"; }
+failed=0
+# Runs the tests of one build folder; a failure is remembered, so that every build reports.
+run_tests() { ctest --test-dir "$1" --output-on-failure --no-tests=error -j 2 "${@:2}" || failed=1; }
+
+step 'install'
+deploy/install.sh --tests
+
+step 'format'
+git ls-files -- '*.h' '*.cc' | xargs clang-format-14 --dry-run -Werror
+
+step 'build'
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DQUERN_TESTS=ON -DQUERN_TRAINING=ON \
+  -Wno-dev >/dev/null
+ninja -C build --quiet
+
+step 'unit, parity and e2e tests'
+run_tests build -L 'unit|parity|e2e'
+
+if [ -n "$all" ]; then
+  step 'every header alone'
+  ninja -C build --quiet all_verify_interface_header_sets
+
+  step 'slow tests'
+  run_tests build -L slow
+
+  step 'AddressSanitizer and UndefinedBehaviorSanitizer, all but core/quant'
+  cmake -S . -B build/asan -G Ninja -DQUERN_TRAINING=OFF -DQUERN_SANITIZE=address,undefined \
+    -Wno-dev >/dev/null
+  ninja -C build/asan --quiet
+  ASAN_OPTIONS=abort_on_error=1:detect_stack_use_after_return=1 \
+    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+    run_tests build/asan -L 'unit|parity|e2e'
+
+  step 'ThreadSanitizer, engine, store and services'
+  cmake -S . -B build/tsan -G Ninja -DQUERN_TRAINING=OFF -DQUERN_SANITIZE=thread -Wno-dev >/dev/null
+  ninja -C build/tsan --quiet
+  TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
+    run_tests build/tsan -L 'unit|parity|e2e' -R 'engine|eval|store|services|base|e2e'
+
+  step 'clang: -Wthread-safety as an error'
+  cmake -S . -B build/clang -G Ninja -DCMAKE_CXX_COMPILER=clang++-14 -DQUERN_TRAINING=OFF \
+    -DQUERN_TESTS=OFF -Wno-dev >/dev/null
+  ninja -C build/clang --quiet
+fi
+
+step 'done'
+exit "$failed"

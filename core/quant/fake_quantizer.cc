@@ -49,8 +49,8 @@ struct DeviceGrid {
   at::Tensor code;
 };
 
-DeviceGrid OnDevice(const at::Tensor& weight, const at::Tensor& scale,
-                    const at::Tensor& zero_point, const GroupShape& shape) {
+DeviceGrid OnDevice(const at::Tensor& weight, const at::Tensor& scale, const at::Tensor& zero_point,
+                    const GroupShape& shape) {
   DeviceGrid grid{ToColumns(scale, shape), ToColumns(zero_point, shape)};
   grid.ratio = weight / grid.scale;
   grid.u = grid.ratio.round() + grid.zero_point;
@@ -89,9 +89,9 @@ class FakeQuantizeFunction : public Function<FakeQuantizeFunction> {
     const GroupShape shape{weight.size(0), weight.size(1),
                            context->saved_data["group_size"].toInt(),
                            static_cast<int>(context->saved_data["bits"].toInt())};
-    variable_list grads =
-        OnCpu(weight) ? BackwardCpu(context, saved, shape, grad_outputs[0].contiguous())
-                      : BackwardDevice(saved, shape, grad_outputs[0]);
+    variable_list grads = OnCpu(weight)
+                              ? BackwardCpu(context, saved, shape, grad_outputs[0].contiguous())
+                              : BackwardDevice(saved, shape, grad_outputs[0]);
     grads.emplace_back();  // of shape
     return grads;
   }
@@ -189,11 +189,11 @@ class CodedLinearFunction : public Function<CodedLinearFunction> {
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& codes = saved[2];
-    const CodedMatrix matrix{{codes.size(0), codes.size(1),
-                              context->saved_data["group_size"].toInt(),
-                              static_cast<int>(context->saved_data["bits"].toInt())},
-                             codes,
-                             saved[3]};
+    const CodedMatrix matrix{
+        {codes.size(0), codes.size(1), context->saved_data["group_size"].toInt(),
+         static_cast<int>(context->saved_data["bits"].toInt())},
+        codes,
+        saved[3]};
     const at::Tensor grad = grad_outputs[0].reshape({-1, matrix.shape.rows});
     at::Tensor grad_x;
     if (context->needs_input_grad(0)) {
@@ -227,8 +227,8 @@ QuantParameters SearchQuantParameters(const at::Tensor& weight, const at::Tensor
                                       const QuantFormat& format) {
   const int64_t cols = weight.size(1);
   QuantParameters result{
-      .shape = {weight.size(0), cols, format.group_size == 0 ? cols
-                                          : std::min<int64_t>(format.group_size, cols),
+      .shape = {weight.size(0), cols,
+                format.group_size == 0 ? cols : std::min<int64_t>(format.group_size, cols),
                 format.bits},
       .symmetric = format.symmetric};
   const at::Tensor w = weight.detach().cpu().contiguous();

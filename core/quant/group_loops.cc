@@ -61,8 +61,8 @@ QUERN_INLINE void Forward(const GroupShape& shape, const T* weights, const Group
     }
     if (codes != nullptr) {
       for (int64_t k = 0; k < length; ++k) {
-        codes[first + k] = static_cast<uint8_t>(
-            Clamp(Round(w[k] / scale) + zero_point, T{0}, max_code));
+        codes[first + k] =
+            static_cast<uint8_t>(Clamp(Round(w[k] / scale) + zero_point, T{0}, max_code));
       }
     }
   });
@@ -70,8 +70,8 @@ QUERN_INLINE void Forward(const GroupShape& shape, const T* weights, const Group
 
 template <typename T>
 QUERN_INLINE void Backward(const GroupShape& shape, const T* weights, const GroupGrid<T>& grid,
-                           const T* grad_fake, int64_t row_begin, int64_t row_end,
-                           T* grad_weights, T* grad_scales, T* grad_zero_points) {
+                           const T* grad_fake, int64_t row_begin, int64_t row_end, T* grad_weights,
+                           T* grad_scales, T* grad_zero_points) {
   const T max_code = static_cast<T>((1 << shape.bits) - 1);
   ForEachGroup(shape, row_begin, row_end, [&](int64_t group, int64_t first, int64_t length) {
     const T scale = grid.scales[group];

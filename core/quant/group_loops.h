@@ -59,8 +59,8 @@ void DequantizeRows(const GroupShape& shape, const uint8_t* codes, const GroupGr
 
 // grad_scales = sum over the group of (code - zero_point) * grad_weights.
 void ReduceScaleGradientRows(const GroupShape& shape, const uint8_t* codes,
-                             const float* zero_points, const float* grad_weights,
-                             int64_t row_begin, int64_t row_end, float* grad_scales);
+                             const float* zero_points, const float* grad_weights, int64_t row_begin,
+                             int64_t row_end, float* grad_scales);
 
 // The scale and zero point that the search below gives a group.
 struct SearchedGrid {

@@ -37,8 +37,7 @@ RotaryTables MakeRotaryTables(const ModelConfig& config, int num_tokens, at::Dev
   const std::vector<float> frequencies = RopeFrequencies(config);
   at::Tensor frequency = at::empty({1, 1, static_cast<int64_t>(frequencies.size())}, at::kFloat);
   std::copy(frequencies.begin(), frequencies.end(), frequency.data_ptr<float>());
-  const at::Tensor angle =
-      at::arange(num_tokens, at::kFloat).view({num_tokens, 1, 1}) * frequency;
+  const at::Tensor angle = at::arange(num_tokens, at::kFloat).view({num_tokens, 1, 1}) * frequency;
   return {angle.cos().to(device), angle.sin().to(device)};
 }
 
@@ -68,8 +67,7 @@ TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tenso
   const at::Tensor normed = Norm(x, block.input_norm);
   Observe(kQProj, normed);
   const auto heads = [&](BlockMatrix matrix, int num_heads) {
-    return Linear(block, matrix, normed)
-        .view({x.size(0), x.size(1), num_heads, config_.head_dim});
+    return Linear(block, matrix, normed).view({x.size(0), x.size(1), num_heads, config_.head_dim});
   };
   at::Tensor q = heads(kQProj, config_.num_attention_heads);
   at::Tensor k = heads(kKProj, config_.num_key_value_heads);
@@ -131,8 +129,8 @@ absl::StatusOr<at::Tensor> LoadTensor(const Checkpoint& checkpoint, absl::string
       type = at::kBFloat16;
       break;
     default:
-      return absl::InvalidArgumentError(absl::StrCat(name, ": dtype is ", DTypeName(view.dtype),
-                                                     ", wanted F32, F16 or BF16"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": dtype is ", DTypeName(view.dtype), ", wanted F32, F16 or BF16"));
   }
   // A copy: the file's bytes are not aligned, and products of equal alignment are reproducible.
   at::Tensor raw = at::empty(view.shape, type);

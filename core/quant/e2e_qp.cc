@@ -30,10 +30,15 @@ constexpr double kRewindRateFactor = 0.1;
 // and backward only scales.
 class HeadLoss : public Function<HeadLoss> {
  public:
-  // Either teacher_hidden and teacher_head are defined, or targets.
+  // What is compared with; either the teacher's two are defined, or the targets.
+  struct Reference {
+    at::Tensor teacher_hidden;
+    at::Tensor teacher_head;
+    at::Tensor targets;
+  };
+
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
-                            const at::Tensor& head, const at::Tensor& teacher_hidden,
-                            const at::Tensor& teacher_head, const at::Tensor& targets) {
+                            const at::Tensor& head, const Reference& reference) {
     constexpr int64_t kSliceRows = 128;
     const int64_t num_rows = hidden.size(0);
     at::Tensor grad = at::empty_like(hidden);
@@ -42,13 +47,14 @@ class HeadLoss : public Function<HeadLoss> {
       const int64_t count = std::min(kSliceRows, num_rows - begin);
       const at::Tensor log_p = at::linear(hidden.narrow(0, begin, count), head).log_softmax(1);
       at::Tensor grad_logits = log_p.exp();
-      if (targets.defined()) {
-        const at::Tensor target = targets.narrow(0, begin, count).unsqueeze(1);
+      if (reference.targets.defined()) {
+        const at::Tensor target = reference.targets.narrow(0, begin, count).unsqueeze(1);
         sum -= log_p.gather(1, target).sum().item<double>();
         grad_logits.scatter_add_(1, target, at::full({count, 1}, -1.0, hidden.options()));
       } else {
         at::Tensor log_q =
-            at::linear(teacher_hidden.narrow(0, begin, count), teacher_head).log_softmax(1);
+            at::linear(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head)
+                .log_softmax(1);
         const at::Tensor q = log_q.exp();
         grad_logits.sub_(q);
         sum += log_q.sub_(log_p).mul_(q).sum().item<double>();
@@ -61,8 +67,7 @@ class HeadLoss : public Function<HeadLoss> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
-    return {context->get_saved_variables()[0] * grad_outputs[0], at::Tensor(), at::Tensor(),
-            at::Tensor(), at::Tensor()};
+    return {context->get_saved_variables()[0] * grad_outputs[0], at::Tensor(), at::Tensor()};
   }
 };
 
@@ -281,12 +286,12 @@ absl::Status ScaleTrainer::Train() {
 
 at::Tensor DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
                             const at::Tensor& teacher_hidden, const at::Tensor& teacher_head) {
-  return HeadLoss::apply(hidden, head, teacher_hidden, teacher_head, at::Tensor());
+  return HeadLoss::apply(hidden, head, HeadLoss::Reference{teacher_hidden, teacher_head, {}});
 }
 
 at::Tensor CrossEntropyLoss(const at::Tensor& hidden, const at::Tensor& head,
                             const at::Tensor& targets) {
-  return HeadLoss::apply(hidden, head, at::Tensor(), at::Tensor(), targets);
+  return HeadLoss::apply(hidden, head, HeadLoss::Reference{{}, {}, targets});
 }
 
 absl::Status TrainScales(const E2eQpContext& context, const at::Tensor& token_ids,

@@ -179,11 +179,11 @@ at::Tensor ReduceScaleGradient(const at::Tensor& grad_weight, const CodedMatrix&
 class CodedLinearFunction : public Function<CodedLinearFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& scale,
-                            const at::Tensor& bias, const CodedMatrix& matrix) {
+                            const CodedMatrix& matrix) {
     context->save_for_backward({x, scale, matrix.codes, matrix.zero_point});
     context->saved_data["group_size"] = matrix.shape.group_size;
     context->saved_data["bits"] = int64_t{matrix.shape.bits};
-    return at::linear(x, DequantizeCodes(scale, matrix), bias);
+    return at::linear(x, DequantizeCodes(scale, matrix));
   }
 
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
@@ -204,7 +204,7 @@ class CodedLinearFunction : public Function<CodedLinearFunction> {
       const at::Tensor x = saved[0].reshape({-1, matrix.shape.cols});
       grad_scale = ReduceScaleGradient(grad.t().mm(x), matrix);
     }
-    return {grad_x, grad_scale, at::Tensor(), at::Tensor()};
+    return {grad_x, grad_scale, at::Tensor()};
   }
 };
 
@@ -309,7 +309,8 @@ CodedMatrix ToCodedMatrix(const PackedTensor& tensor, at::Device device) {
 
 at::Tensor CodedLinear(const at::Tensor& x, const at::Tensor& scale, const CodedMatrix& matrix,
                        const at::Tensor& bias) {
-  return CodedLinearFunction::apply(x, scale, bias, matrix);
+  const at::Tensor y = CodedLinearFunction::apply(x, scale, matrix);
+  return bias.defined() ? y + bias : y;
 }
 
 at::Tensor ToDense(const PackedTensor& tensor, at::Device device) {

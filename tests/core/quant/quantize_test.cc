@@ -39,6 +39,7 @@ class QuantizeTest : public testing::Test {
     }
     options_.work_directory = directory_ + "/work";
     options_.device = "cpu";
+    options_.num_threads = 1;  // more would wait for each other on a busy machine
     options_.on_progress = [this](const QuantizeProgress& progress) {
       progress_.push_back(progress);
     };
@@ -149,6 +150,13 @@ INSTANTIATE_TEST_SUITE_P(Formats, QuantizeFormatTest,
 TEST_F(QuantizeTest, TrainingLowersTheLoss) {
   const QuantFormat format{.bits = 2, .symmetric = true};
   Task task = MakeTask(QuantMethod::kBlockApE2eQp, format);
+  // A random model repeats nothing that eight sequences could teach about others.
+  for (int i = 10; i < 100; ++i) {
+    calibration_.push_back(calibration_[i % 10]);
+    for (int t = 0; t < kLength; ++t) calibration_[i][t] = (i * 53 + t * t * 7 + t * i * 3) % 300;
+  }
+  task.block_ap.sample_count = 90;
+  task.block_ap.validation_sample_count = 10;
   // Without steps the loss reported is that of the start, on held-back sequences.
   Task start = task;
   start.block_ap.epoch_count = 0;
@@ -160,7 +168,7 @@ TEST_F(QuantizeTest, TrainingLowersTheLoss) {
   const std::vector<double> after = Losses(Stage::kBlockAp);
   ASSERT_EQ(before.size(), 2u);
   ASSERT_EQ(after.size(), 2u);
-  for (int i = 0; i < 2; ++i) EXPECT_LT(after[i], 0.9 * before[i]) << i;
+  for (int i = 0; i < 2; ++i) EXPECT_LT(after[i], 0.95 * before[i]) << i;
 
   const std::vector<double> kl = Losses(Stage::kE2eQp);
   ASSERT_EQ(kl.size(), 8u);
@@ -200,22 +208,19 @@ TEST_F(QuantizeTest, EndToEndTrainingChangesScalesAlone) {
 // Stopping at any question whether to stop is what a kill between two steps leaves behind.
 TEST_F(QuantizeTest, StoppedAndStartedAgainGivesTheSameBytes) {
   const Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
+  options_.num_threads = 2;
   options_.work_directory = directory_ + "/whole";
   int num_questions = 0;
   options_.cancelled = [&] { return ++num_questions < 0; };
   ASSERT_OK_AND_ASSIGN(const PackedModel whole, Run(task));
   ASSERT_GT(num_questions, 30);
   options_.work_directory = directory_ + "/stopped";
-  int stops = 0;
-  for (int limit : {1, 7, 17, 18, 20, 30, 5, 19, 3}) {
+  for (int limit : {1, 7, 20, 5, 19, 4, 9, 2}) {
     int left = limit;
     options_.cancelled = [&left] { return left-- == 0; };
     const absl::StatusOr<PackedModel> stopped = Run(task);
-    if (stopped.ok()) break;
     EXPECT_THAT(stopped, StatusIs(absl::StatusCode::kCancelled, HasSubstr("stopped")));
-    ++stops;
   }
-  EXPECT_GE(stops, 5);
   options_.cancelled = {};
   ASSERT_OK_AND_ASSIGN(const PackedModel resumed, Run(task));
   ExpectSameBytes(whole, resumed);

@@ -21,11 +21,16 @@ namespace quern {
 //   [0, 2^bits - 1]; null when symmetric, where the zero point is 2^(bits - 1).
 //
 // The last group of a row is shorter when group_size does not divide cols.
+//
+// group_size is at most kMaxGroupSize, so that the integer sum of a group fits 32 bits:
+// 255 * 127 * 65536 < 2^31.
+inline constexpr int kMaxGroupSize = 65536;
+
 struct PackedMatrix {
   int rows = 0;
   int cols = 0;
   int bits = 0;        // 2, 3, 4 or 8
-  int group_size = 0;  // input channels of a group, in [1, cols]
+  int group_size = 0;  // input channels of a group, in [1, min(cols, kMaxGroupSize)]
   bool symmetric = false;
   const uint32_t* codes = nullptr;
   const uint16_t* scales = nullptr;

@@ -1,0 +1,26 @@
+// The kernels for CPUs with AVX2, FMA and F16C: the table "avx2".
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tables.h"
+
+namespace quern::kernels::avx2 {
+namespace {
+// clang-format off
+#include "kernels/cpu/simd_avx2-inl.h"
+#include "kernels/cpu/tiles-inl.h"
+#include "kernels/cpu/blocking-inl.h"
+#include "kernels/cpu/packed_matmul-inl.h"
+#include "kernels/cpu/dense_matmul-inl.h"
+#include "kernels/cpu/elementwise-inl.h"
+#include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/table-inl.h"
+// clang-format on
+}  // namespace
+
+constinit const KernelTable kTable = MakeTable("avx2");
+
+}  // namespace quern::kernels::avx2

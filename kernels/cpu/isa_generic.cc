@@ -1,0 +1,24 @@
+// The kernels for any CPU: the table "scalar".
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tables.h"
+
+namespace quern::kernels::scalar {
+namespace {
+// clang-format off
+#include "kernels/cpu/simd_generic-inl.h"
+#include "kernels/cpu/tiles-inl.h"
+#include "kernels/cpu/blocking-inl.h"
+#include "kernels/cpu/packed_matmul-inl.h"
+#include "kernels/cpu/dense_matmul-inl.h"
+#include "kernels/cpu/elementwise-inl.h"
+#include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/table-inl.h"
+// clang-format on
+}  // namespace
+
+constinit const KernelTable kTable = MakeTable("scalar");
+
+}  // namespace quern::kernels::scalar

@@ -1,0 +1,22 @@
+// The functions above as a table.
+
+constexpr KernelTable MakeTable(const char* name) {
+  return {
+      .name = name,
+      .prepacked_bytes = PrepackedBytes,
+      .prepack = Prepack,
+      .prepacked_dense_bytes = PrepackedDenseBytes,
+      .prepack_dense = PrepackDense,
+      .activation_bytes = ActivationBytes,
+      .quantize_activations = QuantizeActivations,
+      .matmul = Matmul,
+      .matmul_dense = MatmulDense,
+      .get_row = GetRow,
+      .rms_norm = RmsNorm,
+      .rope = Rope,
+      .silu_mul = SiluMul,
+      .add = AddTo,
+      .store_kv = StoreKv,
+      .attention = Attention,
+  };
+}

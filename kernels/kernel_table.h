@@ -1,0 +1,101 @@
+#ifndef QUERN_KERNELS_KERNEL_TABLE_H_
+#define QUERN_KERNELS_KERNEL_TABLE_H_
+
+// What one instruction set offers: plain functions on raw memory. This header is also compiled with
+// the flags of each instruction set, so it holds no inline function and includes nothing that does
+// (the linker would keep one copy for all CPUs). Users include kernels/kernels.h.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/packed_matrix.h"
+
+namespace quern::kernels {
+
+// Rows are prepacked, split and computed in runs of this many; the last run is padded.
+inline constexpr int kRowBlock = 32;
+
+// A matrix in the order this table's kernels read: a permutation without loss, made once at load.
+// `data` is 64-byte aligned and holds prepacked_bytes.
+struct PrepackedMatrix {
+  int rows = 0;
+  int cols = 0;
+  // 2, 3, 4 or 8 when packed; 0 when dense.
+  int bits = 0;
+  int group_size = 0;
+  bool symmetric = false;
+  DenseMatrix::Type dense_type = DenseMatrix::Type::kF32;
+  const uint8_t* data = nullptr;
+};
+
+// Keys and values of one layer for one sequence, in pages of `page_tokens` positions. Page p of
+// the sequence starts at keys + page_table[p] * page_stride; inside, position t of key/value head h
+// is the run of head_dim half floats at (t * num_kv_heads + h) * head_dim. Values alike.
+struct PagedKv {
+  uint16_t* keys = nullptr;
+  uint16_t* values = nullptr;
+  const int32_t* page_table = nullptr;
+  int64_t page_stride = 0;  // in elements
+  int page_tokens = 0;
+};
+
+struct AttentionShape {
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+};
+
+struct KernelTable {
+  const char* name;  // "scalar", "avx2"
+
+  // --- Matrices -------------------------------------------------------------------------------
+  size_t (*prepacked_bytes)(const PackedMatrix& w);
+  // Rows [row_begin, row_end) into `out` (the whole matrix's buffer); row_begin and, unless it is
+  // the end, row_end are multiples of kRowBlock.
+  void (*prepack)(const PackedMatrix& w, int row_begin, int row_end, uint8_t* out);
+  size_t (*prepacked_dense_bytes)(const DenseMatrix& w);
+  void (*prepack_dense)(const DenseMatrix& w, int row_begin, int row_end, uint8_t* out);
+
+  // int8 per (token, group): scale = max|x| / 127, value = round(x / scale) to even. A group that
+  // holds a NaN or an infinity makes every output of its token NaN. The layout
+  // behind `out` (64-byte aligned, activation_bytes) is the table's own; tokens
+  // [token_begin, token_end) are written, so threads may share the work.
+  size_t (*activation_bytes)(int num_tokens, int cols, int group_size);
+  void (*quantize_activations)(const float* x, int64_t x_stride, int token_begin, int token_end,
+                               int num_tokens, int cols, int group_size, uint8_t* out);
+
+  // y[t][r] (+)= sum_c x[t][c] * w[r][c] for rows [row_begin, row_end) of all tokens.
+  // y: row-major with `y_stride` floats from token to token, indexed by absolute row.
+  // accumulate: the sum starts from what is there. `w` packed, `activations` from
+  // quantize_activations with the same cols and group_size.
+  void (*matmul)(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
+                 int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride);
+  // The same with `w` dense and x as floats, [num_tokens][x_stride].
+  void (*matmul_dense)(const PrepackedMatrix& w, const float* x, int64_t x_stride, int num_tokens,
+                       int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride);
+  // Row `row` of either kind as floats: an embedding look-up. out: [cols].
+  void (*get_row)(const PrepackedMatrix& w, int row, float* out);
+
+  // --- Everything between the matrices ----------------------------------------------------------
+  // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; out may be x.
+  void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
+  // Turns pairs (i, i + head_dim / 2) of each head in place. cos_sin: [head_dim] = the cosines of
+  // the head_dim / 2 angles, then their sines.
+  void (*rope)(float* heads, int num_heads, int head_dim, const float* cos_sin);
+  // out[i] = silu(gate[i]) * up[i].
+  void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+  // y[i] += x[i].
+  void (*add)(const float* x, int n, float* y);
+  // Rounds keys and values of one position, [num_kv_heads * head_dim] each, into the pages.
+  void (*store_kv)(const PagedKv& kv, const AttentionShape& shape, int position, const float* key,
+                   const float* value);
+  // One query token at `position` against positions [0, position], heads [head_begin, head_end).
+  // query and out: [num_heads * head_dim]; out must not overlap query. scale 1 / sqrt(head_dim).
+  // scratch: position + 1 floats.
+  void (*attention)(const PagedKv& kv, const AttentionShape& shape, int position,
+                    const float* query, int head_begin, int head_end, float* scratch, float* out);
+};
+
+}  // namespace quern::kernels
+
+#endif  // QUERN_KERNELS_KERNEL_TABLE_H_

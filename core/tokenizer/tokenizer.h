@@ -29,8 +29,11 @@ class Tokenizer {
     // Text of special tokens becomes those tokens; false encodes it as ordinary text, so that a
     // user's text cannot forge them.
     bool parse_special_tokens = true;
+    // The text begins the input. Where it follows other tokens, no prefix space is added by
+    // tokenizers that add one only there (Metaspace with prepend_scheme "first").
+    bool at_start = true;
   };
-  // INVALID_ARGUMENT when `text` is not UTF-8.
+  // INVALID_ARGUMENT when `text` is not UTF-8 or has 1 GiB or more. Time is O(n log n).
   virtual absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,
                                                       const EncodeOptions& options) const = 0;
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text) const {
@@ -38,8 +41,14 @@ class Tokenizer {
   }
 
   // Bytes of the ids in sequence; may end inside a character. Special tokens give no bytes unless
-  // `keep_special`. Ids out of range give no bytes.
+  // `keep_special`. Ids out of range give no bytes. The space that SentencePiece puts before a text
+  // is taken away.
   virtual std::string Decode(absl::Span<const int32_t> ids, bool keep_special = false) const = 0;
+  // Bytes of one token wherever it stands: nothing is taken away, special tokens give their text.
+  // Empty for ids that no token has. Valid as long as this.
+  virtual absl::string_view TokenBytes(int32_t id) const = 0;
+  // Decode drops one space at the beginning of a text.
+  virtual bool strips_leading_space() const = 0;
 
   // Highest id + 1.
   virtual int32_t vocab_size() const = 0;
@@ -54,15 +63,17 @@ class Tokenizer {
 // longer become a character come out as U+FFFD. Thread-compatible.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer);
-  // The text that is now certain.
+  // `continues_text`: the ids go on with a text the reader already has, so a leading space belongs
+  // to it; otherwise the first space is dropped where Tokenizer::Decode drops it.
+  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool continues_text = false);
+  // The text that is now certain. Special tokens give none.
   std::string Append(int32_t id);
   // What is left: an unfinished character as U+FFFD.
   std::string Finish();
 
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
-  bool at_start_ = true;
+  bool strip_space_;
   std::string pending_;
 };
 

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <unistd.h>
 
+#include <fstream>
 #include <string>
 
 #include "core/base/file.h"
@@ -26,6 +28,16 @@ class TempDirectory {
  private:
   std::string path_;
 };
+
+// Writes a file without waiting for the disk, which in hundreds of small tests takes minutes. The
+// old file goes first: some file systems flush what replaces the content of a file.
+inline void OverwriteFile(const std::string& path, const std::string& bytes) {
+  unlink(path.c_str());
+  std::ofstream file(path, std::ios::binary);
+  file << bytes;
+  file.close();
+  ASSERT_TRUE(file.good()) << path;
+}
 
 }  // namespace quern
 

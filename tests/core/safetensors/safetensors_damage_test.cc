@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <cstdint>
-#include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
@@ -145,7 +144,7 @@ class SafetensorsDamageTest : public testing::TestWithParam<Damage> {
 };
 
 TEST_P(SafetensorsDamageTest, IsDataLossWithTheReason) {
-  ASSERT_OK(WriteFileDurably(path_, GetParam().bytes));
+  OverwriteFile(path_, GetParam().bytes);
   const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(path_);
   EXPECT_THAT(file.status(),
               StatusIs(absl::StatusCode::kDataLoss,
@@ -173,7 +172,7 @@ TEST(SafetensorsFilesTest, OnlyRegularFilesAreOpened) {
 TEST(SafetensorsFilesTest, ASparseFileOfATebibyteIsRefusedAtOnce) {
   TempDirectory directory;
   const std::string path = directory.Path("sparse.safetensors");
-  ASSERT_OK(WriteFileDurably(path, ""));
+  OverwriteFile(path, "");
   if (truncate(path.c_str(), off_t{1} << 40) != 0) GTEST_SKIP() << "no file that large here";
   EXPECT_THAT(SafetensorsFile::Open(path).status(),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("does not start with '{'")));
@@ -213,11 +212,7 @@ TEST(SafetensorsFilesTest, MutationsNeverReachOutsideTheFile) {
           break;
       }
     }
-    // In place and without fsync: durability is not what is tested.
-    FILE* file = fopen(path.c_str(), "wb");
-    ASSERT_NE(file, nullptr);
-    ASSERT_EQ(fwrite(bytes.data(), 1, bytes.size(), file), bytes.size());
-    ASSERT_EQ(fclose(file), 0);
+    OverwriteFile(path, bytes);
     const absl::StatusOr<SafetensorsFile> read = SafetensorsFile::Open(path);
     if (!read.ok()) {
       EXPECT_EQ(read.status().code(), absl::StatusCode::kDataLoss) << read.status();

@@ -1,10 +1,14 @@
 #include "core/tokenizer/bpe.h"
 
+#include <absl/strings/match.h>
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
+#include <functional>
 #include <string>
+#include <utility>
 
+#include "core/tokenizer/normalizer.h"
 #include "core/tokenizer/utf8.h"
 
 namespace quern {
@@ -17,11 +21,17 @@ uint64_t PairKey(int32_t left, int32_t right) {
   return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
 }
 
+// Where the first U+2581 stands that has another character before it; npos when none does.
+size_t FindMetaspaceAfterOther(absl::string_view text) {
+  size_t at = 0;
+  while (absl::StartsWith(text.substr(at), kMetaspace)) at += kMetaspace.size();
+  return text.find(kMetaspace, at);
+}
+
 }  // namespace
 
-Bpe::Bpe(const BpeOptions& options, const Vocabulary* vocabulary,
-         const std::vector<BpeMerge>& merges)
-    : options_(options), vocabulary_(vocabulary) {
+Bpe::Bpe(const BpeOptions& options, const Vocabulary* vocabulary, std::vector<BpeMerge> merges)
+    : options_(options), vocabulary_(vocabulary), merges_(std::move(merges)) {
   byte_ids_.fill(-1);
   for (int byte = 0; byte < 256; ++byte) {
     const auto index = static_cast<size_t>(byte);
@@ -31,11 +41,18 @@ Bpe::Bpe(const BpeOptions& options, const Vocabulary* vocabulary,
       byte_ids_[index] = vocabulary_->Find(absl::StrFormat("<0x%02X>", byte));
     }
   }
-  merges_.reserve(merges.size());
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const BpeMerge& merge = merges[rank];
-    auto& map = vocabulary_->IsSpecial(merge.result) ? special_merges_ : merges_;
-    map[PairKey(merge.left, merge.right)] = {static_cast<uint32_t>(rank), merge.result};
+  // (A U+2581 without a token of its own could be part of a fused unknown token.)
+  const int32_t metaspace = vocabulary_->Find(kMetaspace);
+  cut_before_metaspace_ = !options_.byte_level && !options_.ignore_merges && metaspace >= 0 &&
+                          !vocabulary_->IsSpecial(metaspace);
+  ranks_.reserve(merges_.size());
+  for (size_t rank = 0; rank < merges_.size(); ++rank) {
+    const BpeMerge& merge = merges_[rank];
+    auto& map = vocabulary_->IsSpecial(merge.result) ? special_ranks_ : ranks_;
+    map[PairKey(merge.left, merge.right)] = static_cast<uint32_t>(rank);
+    cut_before_metaspace_ =
+        cut_before_metaspace_ &&
+        FindMetaspaceAfterOther(vocabulary_->Text(merge.result)) == absl::string_view::npos;
   }
   if (options_.ignore_merges) {
     std::string bytes;
@@ -50,13 +67,13 @@ Bpe::Bpe(const BpeOptions& options, const Vocabulary* vocabulary,
   }
 }
 
-Bpe::Target Bpe::FindMerge(int32_t left, int32_t right, bool allow_special) const {
+uint32_t Bpe::FindRank(int32_t left, int32_t right, bool allow_special) const {
   const uint64_t key = PairKey(left, right);
-  if (const auto it = merges_.find(key); it != merges_.end()) return it->second;
-  if (allow_special && !special_merges_.empty()) {
-    if (const auto it = special_merges_.find(key); it != special_merges_.end()) return it->second;
+  if (const auto it = ranks_.find(key); it != ranks_.end()) return it->second;
+  if (allow_special && !special_ranks_.empty()) {
+    if (const auto it = special_ranks_.find(key); it != special_ranks_.end()) return it->second;
   }
-  return {kNoRank, -1};
+  return kNoRank;
 }
 
 void Bpe::CutIntoBytes(absl::string_view word, std::vector<int32_t>* ids) const {
@@ -96,15 +113,9 @@ void Bpe::CutIntoCharacters(absl::string_view word, bool allow_special,
 void Bpe::MergeShort(bool allow_special, Scratch* scratch, std::vector<int32_t>* out) const {
   std::vector<int32_t>& ids = scratch->ids;
   std::vector<uint32_t>& ranks = scratch->ranks;  // of the pair that begins at the index
-  std::vector<int32_t>& results = scratch->results;
   size_t count = ids.size();
   ranks.resize(count);
-  results.resize(count);
-  const auto look_up = [&](size_t i) {
-    const Target target = FindMerge(ids[i], ids[i + 1], allow_special);
-    ranks[i] = target.rank;
-    results[i] = target.result;
-  };
+  const auto look_up = [&](size_t i) { ranks[i] = FindRank(ids[i], ids[i + 1], allow_special); };
   for (size_t i = 0; i + 1 < count; ++i) look_up(i);
   while (count > 1) {
     size_t best = 0;
@@ -112,11 +123,10 @@ void Bpe::MergeShort(bool allow_special, Scratch* scratch, std::vector<int32_t>*
       if (ranks[i] < ranks[best]) best = i;
     }
     if (ranks[best] == kNoRank) break;
-    ids[best] = results[best];
+    ids[best] = merges_[ranks[best]].result;
     for (size_t i = best + 1; i + 1 < count; ++i) {
       ids[i] = ids[i + 1];
       ranks[i] = ranks[i + 1];
-      results[i] = results[i + 1];
     }
     --count;
     if (best + 1 < count) look_up(best);
@@ -126,9 +136,8 @@ void Bpe::MergeShort(bool allow_special, Scratch* scratch, std::vector<int32_t>*
 }
 
 void Bpe::MergeLong(bool allow_special, Scratch* scratch, std::vector<int32_t>* out) const {
-  using Candidate = Scratch::Candidate;
   std::vector<Scratch::Symbol>& symbols = scratch->symbols;
-  std::vector<Candidate>& heap = scratch->heap;
+  std::vector<uint64_t>& heap = scratch->heap;
   symbols.clear();
   heap.clear();
   const auto count = static_cast<int32_t>(scratch->ids.size());
@@ -138,39 +147,49 @@ void Bpe::MergeLong(bool allow_special, Scratch* scratch, std::vector<int32_t>* 
   const auto symbol = [&](int32_t i) -> Scratch::Symbol& {
     return symbols[static_cast<size_t>(i)];
   };
-  const auto later = [](const Candidate& a, const Candidate& b) {
-    return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
-  };
   const auto propose = [&](int32_t left) {
-    const int32_t right = symbol(left).next;
-    if (right < 0) return false;
-    const Target target = FindMerge(symbol(left).id, symbol(right).id, allow_special);
-    if (target.rank == kNoRank) return false;
-    heap.push_back({target.rank, left, target.result});
+    if (left < 0 || symbol(left).next < 0) return false;
+    const uint32_t rank = FindRank(symbol(left).id, symbol(symbol(left).next).id, allow_special);
+    if (rank == kNoRank) return false;
+    heap.push_back(uint64_t{rank} << 32 | static_cast<uint32_t>(left));
     return true;
   };
   for (int32_t i = 0; i < count; ++i) propose(i);
-  std::make_heap(heap.begin(), heap.end(), later);
+  std::make_heap(heap.begin(), heap.end(), std::greater<>());
   while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), later);
-    const Candidate top = heap.back();
+    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
+    const auto position = static_cast<int32_t>(heap.back() & UINT32_MAX);
+    const BpeMerge& merge = merges_[heap.back() >> 32];
     heap.pop_back();
-    Scratch::Symbol& left = symbol(top.position);
-    // Either may have been merged away since; a symbol that is gone has id -1.
-    if (left.id < 0 || left.next < 0) continue;
+    Scratch::Symbol& left = symbol(position);
+    // Either may have been merged since; a symbol that is gone has id -1.
+    if (left.id != merge.left || left.next < 0) continue;
     Scratch::Symbol& right = symbol(left.next);
-    const Target now = FindMerge(left.id, right.id, allow_special);
-    if (now.rank != top.rank || now.result != top.result) continue;
-    left.id = top.result;
+    if (right.id != merge.right) continue;
+    left.id = merge.result;
     right.id = -1;
     left.next = right.next;
-    if (left.next >= 0) symbol(left.next).previous = top.position;
-    if (propose(top.position)) std::push_heap(heap.begin(), heap.end(), later);
-    if (left.previous >= 0 && propose(left.previous)) {
-      std::push_heap(heap.begin(), heap.end(), later);
+    if (left.next >= 0) symbol(left.next).previous = position;
+    for (int32_t changed : {position, left.previous}) {
+      if (propose(changed)) std::push_heap(heap.begin(), heap.end(), std::greater<>());
     }
   }
   for (int32_t i = 0; i >= 0; i = symbol(i).next) out->push_back(symbol(i).id);
+}
+
+void Bpe::EncodePart(absl::string_view part, bool allow_special, Scratch* scratch,
+                     std::vector<int32_t>* out) const {
+  scratch->ids.clear();
+  if (options_.byte_level) {
+    CutIntoBytes(part, &scratch->ids);
+  } else {
+    CutIntoCharacters(part, allow_special, &scratch->ids);
+  }
+  if (scratch->ids.size() <= kShortWord) {
+    MergeShort(allow_special, scratch, out);
+  } else {
+    MergeLong(allow_special, scratch, out);
+  }
 }
 
 void Bpe::Encode(absl::string_view word, bool allow_special, Scratch* scratch,
@@ -181,17 +200,13 @@ void Bpe::Encode(absl::string_view word, bool allow_special, Scratch* scratch,
       return;
     }
   }
-  scratch->ids.clear();
-  if (options_.byte_level) {
-    CutIntoBytes(word, &scratch->ids);
-  } else {
-    CutIntoCharacters(word, allow_special, &scratch->ids);
+  while (cut_before_metaspace_) {
+    const size_t cut = FindMetaspaceAfterOther(word);
+    if (cut == absl::string_view::npos) break;
+    EncodePart(word.substr(0, cut), allow_special, scratch, out);
+    word.remove_prefix(cut);
   }
-  if (scratch->ids.size() <= kShortWord) {
-    MergeShort(allow_special, scratch, out);
-  } else {
-    MergeLong(allow_special, scratch, out);
-  }
+  EncodePart(word, allow_special, scratch, out);
 }
 
 }  // namespace quern

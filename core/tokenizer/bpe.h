@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "core/tokenizer/vocabulary.h"
@@ -36,7 +37,7 @@ struct BpeMerge {
 class Bpe {
  public:
   // `vocabulary` must outlive this. `merges` in order of rank; of equal pairs the last counts.
-  Bpe(const BpeOptions& options, const Vocabulary* vocabulary, const std::vector<BpeMerge>& merges);
+  Bpe(const BpeOptions& options, const Vocabulary* vocabulary, std::vector<BpeMerge> merges);
 
   // Memory that calls reuse. One per thread.
   struct Scratch {
@@ -45,16 +46,10 @@ class Bpe {
       int32_t previous;  // index, -1 at the beginning
       int32_t next;      // index, -1 at the end
     };
-    struct Candidate {
-      uint32_t rank;
-      int32_t position;  // of the left symbol
-      int32_t result;
-    };
     std::vector<int32_t> ids;
     std::vector<uint32_t> ranks;
-    std::vector<int32_t> results;
     std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
+    std::vector<uint64_t> heap;  // rank << 32 | index of the left symbol
   };
 
   // Appends the ids of `word` (UTF-8, below 2^31 bytes). Special tokens come out only where
@@ -63,14 +58,12 @@ class Bpe {
               std::vector<int32_t>* out) const;
 
  private:
-  struct Target {
-    uint32_t rank;
-    int32_t result;
-  };
   static constexpr uint32_t kNoRank = UINT32_MAX;
 
-  // The rank is kNoRank when the pair does not merge.
-  Target FindMerge(int32_t left, int32_t right, bool allow_special) const;
+  // kNoRank when the pair does not merge.
+  uint32_t FindRank(int32_t left, int32_t right, bool allow_special) const;
+  void EncodePart(absl::string_view part, bool allow_special, Scratch* scratch,
+                  std::vector<int32_t>* out) const;
   void CutIntoBytes(absl::string_view word, std::vector<int32_t>* ids) const;
   void CutIntoCharacters(absl::string_view word, bool allow_special,
                          std::vector<int32_t>* ids) const;
@@ -80,10 +73,13 @@ class Bpe {
   BpeOptions options_;
   const Vocabulary* vocabulary_;
   std::array<int32_t, 256> byte_ids_;  // -1: no token
-  // (left << 32 | right) -> merge. Those that make a special token lie apart: text that must not
+  std::vector<BpeMerge> merges_;       // by rank
+  // (left << 32 | right) -> rank. Those that make a special token lie apart: text that must not
   // become one does not see them.
-  absl::flat_hash_map<uint64_t, Target> merges_;
-  absl::flat_hash_map<uint64_t, Target> special_merges_;
+  absl::flat_hash_map<uint64_t, uint32_t> ranks_;
+  absl::flat_hash_map<uint64_t, uint32_t> special_ranks_;
+  // No merge joins another character with a U+2581 behind it, so that a word can be cut there.
+  bool cut_before_metaspace_ = false;
   absl::flat_hash_map<std::string, int32_t> words_;  // for ignore_merges: bytes -> id
 };
 

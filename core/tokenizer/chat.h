@@ -7,6 +7,7 @@
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -29,20 +30,22 @@ enum class ChatFormat {
 // "none", "chatml", "llama3".
 absl::string_view ChatFormatName(ChatFormat format);
 
-// Recognises the family by the markers in `chat_template` that only it uses, and only when the
-// tokenizer has those markers as special tokens; kNone otherwise.
+// Recognises the family by the assistant's opening in `chat_template`, and only when the tokenizer
+// has the family's markers as special tokens; kNone otherwise.
 ChatFormat RecognizeChatFormat(absl::string_view chat_template, const Tokenizer& tokenizer);
 
 // Token ids of the conversation followed by the assistant's opening. Text in messages never
-// becomes a special token. The default system message is added where the model's own template
-// text adds one (`chat_template`; SmolLM2, Qwen2). kNone: the contents joined by newlines, with the
-// tokenizer's BOS. INVALID_ARGUMENT when there is no message, the last is not the user's, or a
-// content is not UTF-8.
+// becomes a special token. Where the model's own template text (`chat_template`) adds a default
+// system message (SmolLM2, Qwen2), dates (Llama 3.1), a BOS, or trims contents, so does this.
+// kNone: the contents joined by newlines, with the tokenizer's BOS. INVALID_ARGUMENT when there is
+// no message, the last is not the user's, or a content is not UTF-8; FAILED_PRECONDITION when the
+// tokenizer lacks the markers of `format`.
 absl::StatusOr<std::vector<int32_t>> RenderChat(ChatFormat format, absl::string_view chat_template,
                                                 const Tokenizer& tokenizer,
                                                 const std::vector<ChatMessage>& messages);
 
-// Ids that end an assistant's turn in `format` (<|im_end|>, <|eot_id|>), beside the model's EOS.
+// Ids that end an assistant's turn in `format` (<|im_end|>, <|eot_id|>, <|eom_id|>), beside the
+// model's EOS.
 std::vector<int32_t> ChatStopIds(ChatFormat format, const Tokenizer& tokenizer);
 
 }  // namespace quern

@@ -30,9 +30,7 @@ class BpeTokenizer final : public Tokenizer {
         raw_tokens_(std::move(raw)),
         normalized_tokens_(std::move(normalized)),
         pre_tokenizer_(std::move(words)),
-        bpe_(spec_.bpe, &spec_.vocabulary, spec_.merges) {
-    spec_.merges = {};
-  }
+        bpe_(spec_.bpe, &spec_.vocabulary, std::move(spec_.merges)) {}
 
   using Tokenizer::Encode;
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,

@@ -1,7 +1,8 @@
 #ifndef QUERN_CORE_ARTIFACT_ARTIFACT_H_
 #define QUERN_CORE_ARTIFACT_ARTIFACT_H_
 
-// The artifact directory: manifest.json, model.safetensors, tokenizer.json. Spec: README.md here.
+// The artifact directory: manifest.json, model.safetensors and, where the model has them,
+// tokenizer.json and chat_template.jinja. Spec: README.md here.
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
@@ -17,6 +18,9 @@ namespace quern {
 
 inline constexpr int kArtifactFormatVersion = 1;
 inline constexpr absl::string_view kManifestName = "manifest.json";
+inline constexpr absl::string_view kWeightsName = "model.safetensors";
+inline constexpr absl::string_view kTokenizerName = "tokenizer.json";
+inline constexpr absl::string_view kChatTemplateName = "chat_template.jinja";
 
 // Where an artifact came from. Nothing here depends on the machine or the time.
 struct Lineage {
@@ -41,13 +45,19 @@ struct Manifest {
   std::vector<ArtifactFileInfo> files;  // ordered by path; the manifest itself is not in it
 };
 
-// Parses and checks a manifest's bytes: format version, known keys, safe relative paths, digests.
-// INVALID_ARGUMENT for a newer version (the message says so), DATA_LOSS otherwise.
+// The canonical bytes of a manifest, whose SHA-256 is the artifact's id.
+std::string ManifestBytes(const Manifest& manifest);
+
+// The inverse, checked: format version, known keys, safe relative paths, digests, and that the
+// bytes are the canonical ones (so that one artifact has one id). `where` names the source in
+// messages. INVALID_ARGUMENT for a newer version (the message says so), DATA_LOSS otherwise.
 absl::StatusOr<Manifest> ParseManifest(absl::string_view bytes, absl::string_view where);
 
 // Writes `model` into the new directory `directory` (which must not exist or be empty), all files
 // durable, the manifest last. Returns the artifact's id: the SHA-256 of the manifest, hex.
-// Deterministic: equal model and lineage, equal id.
+// Deterministic: equal model and lineage, equal id. FAILED_PRECONDITION when the directory holds
+// something, INVALID_ARGUMENT naming the tensor or field when the model or lineage is not complete
+// and consistent, RESOURCE_EXHAUSTED when the disk is full; what was written so far stays then.
 absl::StatusOr<std::string> WriteArtifact(const PackedModel& model, const Lineage& lineage,
                                           absl::string_view directory);
 

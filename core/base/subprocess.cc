@@ -76,11 +76,12 @@ absl::StatusOr<bool> WaitReadable(int fd, absl::Time deadline) {
 
 // Between fork and exec of a program with threads: async-signal-safe calls only.
 [[noreturn]] void ExecChild(char* const* argv, char* const* envp, int output, int error,
-                            pid_t parent, int report) {
+                            bool own_process_group, pid_t parent, int report) {
   int failure = 0;
   sigset_t none;
   sigemptyset(&none);
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || sigprocmask(SIG_SETMASK, &none, nullptr) != 0 ||
+      (own_process_group && setpgid(0, 0) != 0) ||
       (output >= 0 && dup2(output, STDOUT_FILENO) < 0) ||
       (error >= 0 && dup2(error, STDERR_FILENO) < 0)) {
     failure = errno;
@@ -124,7 +125,7 @@ absl::StatusOr<std::unique_ptr<Subprocess>> Subprocess::Start(const Options& opt
   if (process->pid_ < 0) return absl::ErrnoToStatus(errno, "fork");
   if (process->pid_ == 0) {
     ExecChild(argv_pointers.data(), environment_pointers.data(), output.write.get(),
-              error.write.get(), parent, report.write.get());
+              error.write.get(), options.own_process_group, parent, report.write.get());
   }
   report.write = FileDescriptor();
   process->pidfd_ = FileDescriptor(static_cast<int>(syscall(SYS_pidfd_open, process->pid_, 0)));

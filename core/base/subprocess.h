@@ -36,6 +36,9 @@ class Subprocess {
     // Give the child's standard output (error) to ReadLine (ReadErrorLine); otherwise inherited.
     bool capture_output = false;
     bool capture_error = false;
+    // A process group of its own: Ctrl-C in the terminal then reaches this process alone, which
+    // decides what becomes of the child.
+    bool own_process_group = false;
   };
 
   // NOT_FOUND or PERMISSION_DENIED when the program cannot be started.

@@ -40,12 +40,14 @@ class Checkpoint {
   // The tensor under its Hugging Face name: exactly those of ModelTensors(config()), each with
   // that shape, dtype F32, F16 or BF16 (block-quantized GGUF tensors are dequantized to F32, on
   // first use, and kept). The view stays valid as long as this object. Opening has checked that
-  // every tensor is there; a tied head is absent. DATA_LOSS when a value is not finite is reported
-  // by the reader of the values, not here.
+  // every tensor is there; a tied head is absent. NOT_FOUND for another name; RESOURCE_EXHAUSTED
+  // when there is no memory to dequantize into. DATA_LOSS when a value is not finite is reported by
+  // the reader of the values, not here.
   virtual absl::StatusOr<TensorView> Tensor(absl::string_view name) const = 0;
 
-  // SHA-256 over the files as they lie there (names and bytes of config.json, tokenizer.json and
-  // the weight files in a fixed order; or of the one GGUF file). Reads everything: seconds.
+  // SHA-256 of the one GGUF file; or of the lines "<SHA-256>  <name>\n", sorted by name, of all
+  // files that were read from the directory: `LC_ALL=C sha256sum FILES | sha256sum`. Reads all
+  // weights: seconds.
   virtual absl::StatusOr<std::string> DigestHex() const = 0;
 
   // Bytes of the weights in the files.
@@ -57,14 +59,17 @@ class Checkpoint {
   std::string chat_template_;
 };
 
-// `path`: a directory with config.json, tokenizer.json and one or more .safetensors (or
-// model.safetensors.index.json), or a file that ends in .gguf. NOT_FOUND, INVALID_ARGUMENT (not
-// supported: the message names key, value and what is), DATA_LOSS (damaged bytes: the message
-// names file and place).
+// `path`: a file that ends in .gguf, or a directory with config.json, model.safetensors (or
+// model.safetensors.index.json and the shards model-NNNNN-of-NNNNN.safetensors it names) and, where
+// they are, tokenizer.json, generation_config.json (more end ids), chat_template.jinja or
+// tokenizer_config.json (the chat template). NOT_FOUND, INVALID_ARGUMENT (not supported: the
+// message names key, value and what is), DATA_LOSS (damaged bytes: the message names file and
+// place).
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(
     absl::string_view path, const OpenCheckpointOptions& options = {});
 
-// Reads only the configuration and the tensor table; for planning. Same errors.
+// Reads the configuration alone, for planning: weights are not opened (a GGUF's tensor table is
+// read with it). Same errors.
 absl::StatusOr<ModelConfig> ReadCheckpointConfig(absl::string_view path);
 
 }  // namespace quern

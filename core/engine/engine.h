@@ -6,6 +6,7 @@
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
 #include <absl/time/time.h>
 #include <absl/types/span.h>
 
@@ -16,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/engine/model_source.h"
 #include "core/tokenizer/chat.h"
 #include "core/tokenizer/tokenizer.h"
@@ -27,15 +29,19 @@ struct EngineOptions {
   int num_threads = 1;
   // Slots (tokens) of one KV page.
   int page_tokens = 16;
-  // Memory for KV pages of each model; requests wait for free pages beyond it.
+  // Memory for KV pages of each model; requests wait for free pages beyond it. A model whose
+  // whole context does not fit is served with the context that does; see ModelInfo.
   int64_t kv_cache_bytes = int64_t{1} << 30;
   // Tokens of one step, prefill chunks and decode together: larger helps throughput, smaller
   // helps the time between tokens.
   int max_step_tokens = 512;
-  // Sequences in one step.
+  // Sequences in one step of a model.
   int max_sequences = 64;
-  // Requests that wait beyond those running; RESOURCE_EXHAUSTED when full.
+  // Requests that wait beyond `max_sequences`: with that many unfinished ones in the engine,
+  // Submit gives RESOURCE_EXHAUSTED.
   int max_queued_requests = 256;
+  // "scalar" or "avx2", to compare or to find a fault; empty: the best this CPU can run.
+  std::string kernels;
   absl::Status Validate() const;
 };
 
@@ -54,7 +60,7 @@ enum class FinishReason {
   kEndOfText,
   kStopSequence,
   kMaxOutputTokens,
-  kContextFull,
+  kContextFull,  // the last token has no room for its keys and values
 };
 
 struct GenerationRequest {
@@ -77,7 +83,7 @@ struct GenerationResult {
   std::string matched_stop_sequence;
   uint64_t seed = 0;
   int prompt_tokens = 0;
-  int output_tokens = 0;
+  int output_tokens = 0;  // ids handed to OnTokens
   absl::Duration queue_duration;
   absl::Duration time_to_first_token;
   absl::Duration total_duration;
@@ -88,9 +94,13 @@ struct GenerationResult {
 class TokenSink {
  public:
   virtual ~TokenSink() = default;
-  // New ids and the text that is now certain (complete characters; stop sequences held back).
+  // New ids and the text that is now certain (complete characters; what may still become a stop
+  // sequence is held back). `ids` is empty when only held text comes; `text` may be empty. The
+  // end-of-text id is not handed over unless ignore_end_of_text asks for it.
   virtual void OnTokens(absl::Span<const int32_t> ids, absl::string_view text) = 0;
-  // Called exactly once, last. OK with a result, or why the request failed or was cancelled.
+  // Called exactly once, last. OK with a result, or why the request failed or was cancelled:
+  // CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (the engine stops) or INTERNAL. Stats() counts the
+  // request as ended by then, its pages are free and its place in the queue is too.
   virtual void OnEnd(absl::StatusOr<GenerationResult> result) = 0;
   // Asked each step, also while queued; true frees the request's pages within a step and ends it
   // with CANCELLED.
@@ -102,6 +112,8 @@ using ModelHandle = int;
 
 struct ModelInfo {
   ModelConfig config;
+  // Tokens of the longest sequence: max_position_embeddings, or what the KV pages hold.
+  int max_context_tokens = 0;
   int64_t weight_bytes = 0;  // in the form the kernels read
   int64_t kv_bytes = 0;      // pages reserved for it
   std::string kernel;        // "avx2" or "scalar"
@@ -117,7 +129,8 @@ struct EngineStats {
   int64_t steps = 0;
   int64_t prompt_tokens = 0;     // prefilled
   int64_t generated_tokens = 0;  // sampled
-  int64_t discarded_tokens = 0;  // computed for requests that were cancelled or expired
+  int64_t discarded_tokens = 0;  // computed for requests that did not end well
+  int64_t preemptions = 0;       // sequences that lost their pages and were computed again
   absl::Time last_step_time = absl::InfinitePast();
 };
 
@@ -131,39 +144,47 @@ class StepObserver {
 // Thread-safe.
 class Engine {
  public:
-  // Starts the thread. `observer` may be null and must outlive the engine.
+  // Starts the thread. `observer` may be null, `clock` too (the system's); they outlive the engine.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
-                                                        StepObserver* observer = nullptr);
+                                                        StepObserver* observer = nullptr,
+                                                        Clock* clock = nullptr);
+  // Ends what still runs with UNAVAILABLE.
   virtual ~Engine() = default;
 
-  // Prepacks the weights for this CPU and reserves pages; seconds. RESOURCE_EXHAUSTED when there
-  // is no room for the pages of one sequence.
+  // Prepacks the weights for this CPU and reserves pages, on the calling thread: what runs goes on
+  // meanwhile. Seconds. RESOURCE_EXHAUSTED when there is no memory, or `kv_cache_bytes` is less
+  // than one page; DATA_LOSS when a weight is not finite.
   virtual absl::StatusOr<ModelHandle> Load(const ModelSource& source) = 0;
   // Lets what runs finish, then frees the memory; blocks until then. New requests are refused
   // with FAILED_PRECONDITION from the call on.
   virtual absl::Status Unload(ModelHandle model) = 0;
   virtual absl::StatusOr<ModelInfo> Info(ModelHandle model) const = 0;
   // Null when the model came without a tokenizer.
-  virtual absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle model) const = 0;
-  // Ids for a chat in the model's own format; see RenderChat.
+  virtual absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(
+      ModelHandle model) const = 0;
+  // Ids for a chat in the model's own format; see RenderChat. FAILED_PRECONDITION when the model
+  // has no tokenizer. A request made of them also wants ChatStopIds.
   virtual absl::StatusOr<std::vector<int32_t>> EncodeChat(
       ModelHandle model, const std::vector<ChatMessage>& messages) const = 0;
 
   // Queues a request; `sink` lives until OnEnd has returned. An error here means OnEnd will not be
   // called: INVALID_ARGUMENT (ids out of range, an empty prompt, a prompt longer than the context,
-  // parameters out of range), NOT_FOUND (no such model), RESOURCE_EXHAUSTED (queue full).
+  // parameters out of range), NOT_FOUND (no such model), FAILED_PRECONDITION (it is being
+  // unloaded), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining). Else OnEnd may have been
+  // called before this returns.
   virtual absl::Status Submit(ModelHandle model, GenerationRequest request,
                               std::shared_ptr<TokenSink> sink) = 0;
 
-  // Logits of every position of `tokens` [n], n <= max_position_embeddings, through the serving
-  // kernels, in pieces: `on_logits(position, logits[vocab_size])` in order of position, on the
-  // engine thread. Blocks. For evaluation.
+  // Logits of every position of `tokens` [n], n <= max_context_tokens, through the serving
+  // kernels, in pieces: `on_logits(position, logits[vocab_size])` in order of position, each once,
+  // on the engine thread. Blocks. For evaluation. Errors as Submit, and UNAVAILABLE.
   virtual absl::Status Score(
       ModelHandle model, absl::Span<const int32_t> tokens,
       const std::function<void(int position, absl::Span<const float> logits)>& on_logits) = 0;
 
   virtual EngineStats Stats() const = 0;
-  // False when the engine thread has not finished a step for `limit` although work waits.
+  // False when the engine thread has not finished a step for `limit` although work waits. Idle is
+  // healthy.
   virtual bool Healthy(absl::Duration limit) const = 0;
   // Refuses new requests (UNAVAILABLE), lets the running ones end until `grace` is over, then ends
   // the rest with UNAVAILABLE.

@@ -5,6 +5,7 @@
 // start call the same function, so a submit refuses exactly what the run would refuse.
 
 #include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
 #include <absl/time/time.h>
 
 #include <cstdint>
@@ -23,7 +24,10 @@ absl::string_view StageName(Stage stage);
 struct Machine {
   int num_threads = 2;
   int64_t memory_bytes = 0;  // 0: unknown, not checked
-  double gflops = 80;        // of a training step, both threads together
+  double gflops = 80;        // of a training step, all threads together
+  // Of the checkpoint as it lies in memory: 2 for mapped 16-bit files, 4 for F32 and for
+  // quantized GGUF files, which are held dequantized.
+  int source_bytes_per_weight = 4;
 };
 
 struct StageCost {
@@ -34,10 +38,20 @@ struct StageCost {
 };
 
 struct PlanResult {
-  Task resolved;  // every setting as the run uses it
-  std::vector<StageCost> stages;
+  Task resolved;                  // every setting as the run uses it
+  std::vector<StageCost> stages;  // in the order they run, those the method has
+  // Weights exact; tokenizer and headers by the size of the vocabulary and the number of tensors.
   int64_t artifact_size_bytes = 0;
 };
+
+// Calibration sequences that a resolved task asks for: Block-AP trains on the first ones and holds
+// the next back for validation; E2E-QP uses the first ones again. Each method takes the first
+// `sequence_length_tokens` of a row.
+struct CalibrationShape {
+  int num_sequences = 0;  // 0: the method needs none
+  int length_tokens = 0;
+};
+CalibrationShape CalibrationShapeOf(const Task& resolved);
 
 // INVALID_ARGUMENT naming field, value and what is supported (format against the model's shapes,
 // sequence length against the context, settings against each other); RESOURCE_EXHAUSTED when the

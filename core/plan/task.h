@@ -24,14 +24,14 @@ enum class E2eLoss { kDistillation, kCrossEntropy };
 
 // Block-wise training. Every field is set once the task is resolved.
 struct BlockApSettings {
-  std::optional<int> sample_count;            // sequences, 1..65536
-  std::optional<int> sequence_length_tokens;  // 8..32768
-  std::optional<int> epoch_count;             // 0..64
-  std::optional<int> batch_size;              // sequences in a step, 1..1024
-  std::optional<double> weight_learning_rate;  // of weights and norms; 0 freezes them
-  std::optional<double> quant_learning_rate;   // of scales; 0 freezes them
+  std::optional<int> sample_count;                 // sequences, 1..65536
+  std::optional<int> sequence_length_tokens;       // 8..32768
+  std::optional<int> epoch_count;                  // 0..64
+  std::optional<int> batch_size;                   // sequences in a step, 1..1024
+  std::optional<double> weight_learning_rate;      // of weights and norms, 0..1; 0 freezes them
+  std::optional<double> quant_learning_rate;       // of scales; 0 freezes them
   std::optional<double> zero_point_learning_rate;  // 0 freezes them
-  std::optional<int> validation_sample_count;  // held back to find the best epoch, 0..1024
+  std::optional<int> validation_sample_count;      // held back to find the best epoch, 0..1024
 };
 
 struct E2eQpSettings {
@@ -50,8 +50,8 @@ struct Task {
   QuantFormat format;
   QuantMethod method = QuantMethod::kBlockApE2eQp;
   Preset preset = Preset::kStandard;
-  std::string calibration_path;   // below a data root; empty: sampled from the model
-  std::string evaluation_path;    // optional text to evaluate on, below a data root
+  std::string calibration_path;  // below a data root; empty: sampled from the model
+  std::string evaluation_path;   // optional text to evaluate on, below a data root
   int evaluation_chunk_tokens = 512;
   int evaluation_max_chunk_count = 40;
   BlockApSettings block_ap;
@@ -59,11 +59,22 @@ struct Task {
   uint64_t seed = 0;
 };
 
-// INVALID_ARGUMENT naming the field: unknown keys, wrong types, values out of range.
+// Accepts what proto3 JSON accepts: camelCase and snake_case names, integers and numbers also as
+// strings, enums by name or number, null for a field that is not set. INVALID_ARGUMENT naming the
+// field: unknown keys, wrong types, values out of range, `resolved` (output only), a path that is
+// absolute, has a '..' segment or the wrong ending. Checks against the model are MakePlan's.
 absl::StatusOr<Task> ParseTask(absl::string_view json);
 
-// The canonical JSON of a resolved task; its SHA-256 is the task digest.
+// Every field; those without a value are null.
 Json TaskToJson(const Task& task);
+
+// SHA-256, hex, over what decides the weights of a resolved task's result beside the checkpoint and
+// the calibration ids (which have digests of their own): format, method, settings, and the seed
+// where the method uses one. Where files lie, and what the result is measured on, do not change it.
+std::string TaskDigest(const Task& task);
+
+// "RTN", "BLOCK_AP", "BLOCK_AP_E2E_QP", as in the proto.
+absl::string_view MethodName(QuantMethod method);
 
 }  // namespace quern
 

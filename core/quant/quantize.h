@@ -46,8 +46,8 @@ absl::StatusOr<PackedModel> Quantize(const Checkpoint& checkpoint, const Task& t
                                      const QuantizeOptions& options);
 
 struct DeviceInfo {
-  std::string name;      // "cpu" or "cuda"
-  std::string detail;    // e.g. the GPU's name
+  std::string name;    // "cpu" or "cuda"
+  std::string detail;  // e.g. the GPU's name
   int64_t memory_bytes = 0;
 };
 // What `device` ("auto", "cpu", "cuda") means on this machine; FAILED_PRECONDITION when it is not

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/base/sha256.h"
 
@@ -36,7 +37,9 @@ class ArtifactStore {
   virtual bool HasBlob(const Digest& digest) const = 0;
   // Absolute path of a complete blob; NOT_FOUND.
   virtual absl::StatusOr<std::string> BlobPath(const Digest& digest) const = 0;
+  // OK when it is not there.
   virtual absl::Status DeleteBlob(const Digest& digest) = 0;
+  virtual absl::StatusOr<std::vector<Digest>> ListBlobs() const = 0;
   // Bytes of all blobs and how many there are.
   struct Usage {
     int64_t bytes = 0;

@@ -42,6 +42,7 @@ struct JobRecord {
   int64_t fence = 0;
   std::string lease_owner;
   absl::Time lease_expire_time = absl::InfinitePast();
+  int64_t last_sequence = 0;  // of the job's newest event
 };
 
 struct JobEventRecord {
@@ -57,15 +58,26 @@ struct LeaseGrant {
   std::string token;  // opaque; stands for (job, fence)
 };
 
-// Every call that returns OK is durable. Thread-safe.
+// Every call that returns OK is durable. Thread-safe. Of each job all state changes are kept, and
+// the newest `kKeptEvents` of the other events.
 class JobStore {
  public:
   virtual ~JobStore() = default;
 
-  // The same `request_id` (when not empty) with the same spec returns the first job; with another
-  // spec ALREADY_EXISTS.
-  virtual absl::StatusOr<JobRecord> Create(const std::string& spec,
-                                           const std::string& request_id) = 0;
+  static constexpr int kKeptEvents = 1000;
+  // A job whose lease runs out this often with no progress in between fails; so does one that was
+  // leased `kMaxAttempts` times in all.
+  static constexpr int kMaxAttemptsWithoutProgress = 3;
+  static constexpr int kMaxAttempts = 50;
+
+  // `request_digest` stands for what the caller asked: the same `request_id` (when not empty) with
+  // the same digest returns the first job; with another one ALREADY_EXISTS.
+  virtual absl::StatusOr<JobRecord> Create(const std::string& spec, const std::string& request_id,
+                                           const std::string& request_digest) = 0;
+  // The job that Create would return instead of making one, if any; ALREADY_EXISTS as there.
+  virtual absl::StatusOr<std::optional<JobRecord>> FindRequest(
+      const std::string& request_id, const std::string& request_digest) = 0;
+  // NOT_FOUND.
   virtual absl::StatusOr<JobRecord> Get(const std::string& id) = 0;
   struct Page {
     std::vector<JobRecord> jobs;  // newest first
@@ -83,7 +95,8 @@ class JobStore {
                                                              int64_t after_sequence, int limit) = 0;
 
   // Gives the oldest queued job to `worker`, or nothing. The same `request_id` while that lease is
-  // live returns the same grant. Each grant raises the job's fence and attempt count.
+  // live returns the same grant. Each grant raises the job's fence and attempt count. Leases that
+  // ran out do not count as live, even if ExpireLeases has not seen them.
   virtual absl::StatusOr<std::optional<LeaseGrant>> Lease(const std::string& worker,
                                                           const std::string& request_id,
                                                           absl::Duration duration) = 0;
@@ -91,27 +104,34 @@ class JobStore {
     absl::Time expire_time;
     bool cancel_requested = false;
   };
-  // ABORTED when the lease was lost. Empty `progress` keeps the last one.
+  // ABORTED when the lease was lost: expired and seen so, or the job was leased again or ended.
+  // Empty `progress` keeps the last one. `progress_mark` grows with work that will not be done
+  // again; only a value above all earlier ones counts as progress.
   virtual absl::StatusOr<Renewal> Renew(const std::string& token, const std::string& progress,
+                                        int64_t progress_mark,
                                         const std::vector<std::string>& log_lines,
                                         absl::Duration duration) = 0;
-  // Returns the job to the queue without counting the attempt (a worker that drains).
-  virtual absl::Status Release(const std::string& token) = 0;
+  // Returns the job to the queue without counting the attempt (a worker that drains); a job that
+  // was asked to stop becomes CANCELLED. Returns it as it is then; ABORTED when the lease was lost.
+  virtual absl::StatusOr<JobRecord> Release(const std::string& token) = 0;
   // The job and fence of a live lease; ABORTED when it was lost.
   virtual absl::StatusOr<JobRecord> CheckLease(const std::string& token) = 0;
   // Ends the job under its lease and publishes `artifact` (hex id, or empty) in one transaction.
   // `state` is kSucceeded, kFailed or kCancelled. Repeating the same end is OK; ABORTED when the
-  // lease was lost. kSucceeded on a CANCELLING job gives CANCELLED and publishes nothing.
+  // lease was lost; FAILED_PRECONDITION for kCancelled on a job that was not asked to stop. Any end
+  // of a CANCELLING job gives CANCELLED and publishes nothing.
   virtual absl::StatusOr<JobRecord> Complete(const std::string& token, JobState state,
                                              const std::string& artifact,
                                              const std::string& artifact_record,
                                              const std::string& evaluation,
                                              const std::string& error) = 0;
-  // Jobs whose lease ran out go back to the queue, or fail after `max_attempts` (3 without a
-  // change of progress). Returns how many.
-  virtual absl::StatusOr<int> ExpireLeases() = 0;
+  // Jobs whose lease ran out go back to the queue; they fail with `poisoned_error` (opaque, given
+  // to the store at its start) after too many attempts, and are CANCELLED when they were asked to
+  // stop. Returns them as they are then, also those that Lease expired since the last call.
+  virtual absl::StatusOr<std::vector<JobRecord>> ExpireLeases() = 0;
 
-  // Published artifacts: rows made by Complete. `record` is opaque.
+  // Published artifacts: rows made by Complete; the first record of an id stays. `record` is
+  // opaque.
   struct ArtifactRecord {
     std::string id;
     std::string record;

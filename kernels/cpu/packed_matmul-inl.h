@@ -204,7 +204,7 @@ void MultiplyRows(const PrepackedMatrix& w, const TileLayout& tiles, const uint8
       }
     }
     tile += tiles.header_bytes;
-    MultiplyGroup<kBits, kTokens, kVectors>(tile + first_vector / 2 * (64 * kBits), chunks, a,
+    MultiplyGroup<kBits, kTokens, kVectors>(tile + LaneOffset(first_vector * 8, kBits), chunks, a,
                                             record_bytes, total);
     tile += int64_t{chunks} * tiles.chunk_bytes;
     a += chunks * kChunk;

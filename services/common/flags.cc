@@ -65,6 +65,7 @@ CommonConfig InitService(absl::string_view program, absl::string_view usage,
   config.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   if (config.metrics_listen.empty()) config.metrics_listen = std::string(default_metrics_listen);
   config.ready_file = absl::GetFlag(FLAGS_ready_file);
+  config.log_format = log_format;
   config.allow_insecure_network = absl::GetFlag(FLAGS_allow_insecure_network);
   return config;
 }

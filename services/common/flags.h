@@ -14,7 +14,8 @@ inline constexpr int kExitConfig = 78;
 
 struct CommonConfig {
   std::string metrics_listen;
-  std::string ready_file;  // empty: none
+  std::string ready_file;           // empty: none
+  std::string log_format = "text";  // or json
   bool allow_insecure_network = false;
 };
 

@@ -1,0 +1,99 @@
+#include "core/engine/cpu_backend.h"
+
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/base/status_macros.h"
+#include "core/engine/kernel_ops.h"
+#include "core/model/decoder.h"
+
+namespace quern {
+namespace {
+
+// As many pages as the limit pays for, and no more than all sequences of a step can fill.
+absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimits& limits) {
+  KvMemory kv;
+  kv.page_tokens = limits.page_tokens;
+  kv.run_elements = int64_t{limits.page_tokens} * config.kv_size();
+  kv.page_elements = 2 * kv.run_elements * config.num_hidden_layers;
+  const int64_t page_bytes = kv.page_elements * int64_t{sizeof(uint16_t)};
+  const int64_t context_pages =
+      (int64_t{config.max_position_embeddings} + limits.page_tokens - 1) / limits.page_tokens;
+  const int64_t num_pages =
+      std::min(limits.kv_cache_bytes / page_bytes, context_pages * limits.max_sequences);
+  if (num_pages < 1) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "kv_cache_bytes is ", limits.kv_cache_bytes, ", one page of ", limits.page_tokens,
+        " tokens of this model takes ", page_bytes, "; give the KV cache more memory"));
+  }
+  ASSIGN_OR_RETURN(kv.storage, AlignedBuffer::Allocate(num_pages * page_bytes, "the KV pages"));
+  return kv;
+}
+
+class CpuModel final : public BackendModel {
+ public:
+  static absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
+                                                            const BackendLimits& limits,
+                                                            const kernels::KernelTable& kernels,
+                                                            ThreadPool* pool) {
+    auto model = std::make_unique<CpuModel>(kernels, pool);
+    RETURN_IF_ERROR(source.config().Validate());
+    // Before the weights: it is quick to fail.
+    ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
+    ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, kernels));
+    const auto max_context = static_cast<int>(std::min<int64_t>(
+        int64_t{model->num_pages()} * limits.page_tokens, source.config().max_position_embeddings));
+    ASSIGN_OR_RETURN(model->workspace_, Workspace::Allocate(model->weights_, kernels, limits,
+                                                            max_context, pool->num_threads()));
+    return model;
+  }
+
+  CpuModel(const kernels::KernelTable& kernels, ThreadPool* pool)
+      : kernels_(kernels), pool_(pool) {}
+
+  absl::StatusOr<absl::Span<const float>> Step(const Batch& batch) override {
+    KernelOps ops(weights_, kernels_, kv_, *workspace_, *pool_, batch);
+    const FloatRows logits = RunDecoder(ops, weights_, weights_.config.num_hidden_layers);
+    return absl::MakeConstSpan(logits.data,
+                               workspace_->logit_rows.size() * weights_.config.vocab_size);
+  }
+
+  int num_pages() const override {
+    return static_cast<int>(kv_bytes() / (kv_.page_elements * int64_t{sizeof(uint16_t)}));
+  }
+  int64_t weight_bytes() const override { return weights_.size_bytes; }
+  int64_t kv_bytes() const override { return static_cast<int64_t>(kv_.storage.size_bytes()); }
+
+ private:
+  const kernels::KernelTable& kernels_;
+  ThreadPool* const pool_;
+  KvMemory kv_;
+  CpuWeights weights_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const kernels::KernelTable& kernels, ThreadPool* pool)
+      : kernels_(kernels), pool_(pool) {}
+
+  absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
+                                                     const BackendLimits& limits) override {
+    return CpuModel::Load(source, limits, kernels_, pool_);
+  }
+  absl::string_view name() const override { return kernels_.name; }
+
+ private:
+  const kernels::KernelTable& kernels_;
+  ThreadPool* const pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeCpuBackend(const kernels::KernelTable& kernels, ThreadPool* pool) {
+  return std::make_unique<CpuBackend>(kernels, pool);
+}
+
+}  // namespace quern

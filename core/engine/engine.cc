@@ -1,0 +1,370 @@
+#include "core/engine/engine.h"
+
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <map>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "core/base/log.h"
+#include "core/base/mutex.h"
+#include "core/base/status_macros.h"
+#include "core/base/thread_pool.h"
+#include "core/engine/backend.h"
+#include "core/engine/cpu_backend.h"
+#include "core/engine/event.h"
+#include "core/engine/request_queue.h"
+#include "core/engine/served_model.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+namespace {
+
+SystemClock& GetSystemClock() {
+  static SystemClock clock;
+  return clock;
+}
+
+// Different for each request. Non-negative as an int64, in which clients get it back.
+uint64_t RandomSeed() {
+  std::random_device random;
+  return uint64_t{random() & 0x7fffffff} << 32 | random();
+}
+
+// The sink behind Score.
+class ScoreSink final : public TokenSink {
+ public:
+  void OnTokens(absl::Span<const int32_t>, absl::string_view) override {}
+  void OnEnd(absl::StatusOr<GenerationResult> result) override {
+    status_ = result.status();
+    done_.Notify();
+  }
+  bool cancelled() const override { return false; }
+
+  absl::Status Wait() {
+    done_.Wait();
+    return status_;
+  }
+
+ private:
+  absl::Status status_;
+  Event done_;
+};
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(const EngineOptions& options, const kernels::KernelTable& kernels,
+             StepObserver* observer, Clock* clock)
+      : options_(options),
+        observer_(observer),
+        clock_(clock),
+        pool_(options.num_threads),
+        backend_(MakeCpuBackend(kernels, &pool_)),
+        queue_(options.max_sequences + options.max_queued_requests) {
+    Beat();
+    thread_ = std::thread([this] { Run(); });
+  }
+
+  ~EngineImpl() override {
+    queue_.Stop();
+    thread_.join();
+  }
+
+  absl::StatusOr<ModelHandle> Load(const ModelSource& source) override;
+  absl::Status Unload(ModelHandle handle) override;
+  absl::StatusOr<ModelInfo> Info(ModelHandle handle) const override;
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle handle) const override;
+  absl::StatusOr<std::vector<int32_t>> EncodeChat(
+      ModelHandle handle, const std::vector<ChatMessage>& messages) const override;
+  absl::Status Submit(ModelHandle handle, GenerationRequest request,
+                      std::shared_ptr<TokenSink> sink) override;
+  absl::Status Score(ModelHandle handle, absl::Span<const int32_t> tokens,
+                     const LogitsFn& on_logits) override;
+  EngineStats Stats() const override;
+  bool Healthy(absl::Duration limit) const override;
+  void Drain(absl::Duration grace) override;
+
+ private:
+  struct Entry {
+    std::shared_ptr<ServedModel> model;
+    bool unloading = false;
+  };
+
+  absl::StatusOr<std::shared_ptr<ServedModel>> Find(ModelHandle handle) const
+      ABSL_LOCKS_EXCLUDED(models_mutex_);
+  absl::Status Enqueue(ModelHandle handle, GenerationRequest request,
+                       std::shared_ptr<TokenSink> sink, LogitsFn on_logits)
+      ABSL_LOCKS_EXCLUDED(models_mutex_);
+
+  // --- Engine thread --------------------------------------------------------------------------
+  void Run();
+  // Takes in what others want. Returns whether the thread goes on.
+  bool HandleInbox();
+  void StepModel(ServedModel& model);
+  // Lets go of models that are to be unloaded and have nothing left to do.
+  void ReleaseIdleModels();
+  void EndAll(const absl::Status& status);
+  // Publishes the stats, then tells the sinks of `ended_`.
+  void NotifyEnded();
+  void PublishStats() ABSL_LOCKS_EXCLUDED(stats_mutex_);
+  bool HasWork() const;
+  void Beat() { heartbeat_nanos_.store(absl::ToUnixNanos(clock_->Now())); }
+
+  const EngineOptions options_;
+  StepObserver* const observer_;
+  Clock* const clock_;
+  ThreadPool pool_;  // the engine thread alone runs regions
+  const std::unique_ptr<Backend> backend_;
+  RequestQueue queue_;
+  // When the engine thread last got anywhere, or first had something to do again.
+  std::atomic<int64_t> heartbeat_nanos_{0};
+
+  mutable Mutex models_mutex_;
+  std::map<ModelHandle, Entry> models_ ABSL_GUARDED_BY(models_mutex_);
+  ModelHandle next_handle_ ABSL_GUARDED_BY(models_mutex_) = 1;
+
+  mutable Mutex stats_mutex_;
+  EngineStats published_ ABSL_GUARDED_BY(stats_mutex_);
+
+  // The engine thread's own.
+  std::vector<ServedModel*> serving_;
+  std::vector<std::pair<ServedModel*, Event*>> unloads_;
+  std::vector<EndedSequence> ended_;
+  EngineStats counters_;  // its gauges are filled in when it is published
+
+  std::thread thread_;
+};
+
+// --- Callers' threads ---------------------------------------------------------------------------
+
+absl::StatusOr<ModelHandle> EngineImpl::Load(const ModelSource& source) {
+  ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> model,
+                   ServedModel::Load(source, options_, backend_.get(), &pool_, clock_));
+  LOG(INFO) << "model loaded type=" << model->info().config.model_type
+            << " weight_bytes=" << model->info().weight_bytes
+            << " kv_bytes=" << model->info().kv_bytes << " kernels=" << model->info().kernel;
+  MutexLock lock(&models_mutex_);
+  const ModelHandle handle = next_handle_++;
+  queue_.PushLoaded(model.get());
+  models_[handle] = {.model = std::move(model)};
+  return handle;
+}
+
+absl::Status EngineImpl::Unload(ModelHandle handle) {
+  Event done;
+  {
+    MutexLock lock(&models_mutex_);
+    const auto it = models_.find(handle);
+    if (it == models_.end()) {
+      return absl::NotFoundError(absl::StrCat("there is no model ", handle));
+    }
+    if (it->second.unloading) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("model ", handle, " is being unloaded already"));
+    }
+    it->second.unloading = true;
+    // Behind every request that was accepted: those are queued under this lock too.
+    queue_.PushUnload(it->second.model.get(), &done);
+  }
+  done.Wait();
+  std::shared_ptr<ServedModel> model;
+  {
+    MutexLock lock(&models_mutex_);
+    model = std::move(models_.extract(handle).mapped().model);
+  }
+  // The memory goes here, on this thread: unmapping gigabytes takes longer than a step.
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<ServedModel>> EngineImpl::Find(ModelHandle handle) const {
+  MutexLock lock(&models_mutex_);
+  const auto it = models_.find(handle);
+  if (it == models_.end()) {
+    return absl::NotFoundError(absl::StrCat("there is no model ", handle));
+  }
+  return it->second.model;
+}
+
+absl::StatusOr<ModelInfo> EngineImpl::Info(ModelHandle handle) const {
+  ASSIGN_OR_RETURN(const auto model, Find(handle));
+  return model->info();
+}
+
+absl::StatusOr<std::shared_ptr<const Tokenizer>> EngineImpl::GetTokenizer(
+    ModelHandle handle) const {
+  ASSIGN_OR_RETURN(const auto model, Find(handle));
+  return model->tokenizer();
+}
+
+absl::StatusOr<std::vector<int32_t>> EngineImpl::EncodeChat(
+    ModelHandle handle, const std::vector<ChatMessage>& messages) const {
+  ASSIGN_OR_RETURN(const auto model, Find(handle));
+  if (model->tokenizer() == nullptr) {
+    return absl::FailedPreconditionError(
+        "the model came without a tokenizer; send token ids instead of a chat");
+  }
+  return RenderChat(model->info().chat_format, model->chat_template(), *model->tokenizer(),
+                    messages);
+}
+
+absl::Status EngineImpl::Submit(ModelHandle handle, GenerationRequest request,
+                                std::shared_ptr<TokenSink> sink) {
+  return Enqueue(handle, std::move(request), std::move(sink), nullptr);
+}
+
+absl::Status EngineImpl::Enqueue(ModelHandle handle, GenerationRequest request,
+                                 std::shared_ptr<TokenSink> sink, LogitsFn on_logits) {
+  ASSIGN_OR_RETURN(const auto model, Find(handle));
+  RETURN_IF_ERROR(model->Validate(request));
+  const uint64_t seed = request.sampling.seed.has_value() ? *request.sampling.seed : RandomSeed();
+  auto sequence =
+      model->NewSequence(std::move(request), std::move(sink), std::move(on_logits), seed);
+
+  MutexLock lock(&models_mutex_);
+  const auto it = models_.find(handle);
+  if (it == models_.end() || it->second.unloading) {
+    return absl::FailedPreconditionError(absl::StrCat("model ", handle, " is being unloaded"));
+  }
+  if (queue_.num_unended() == 0) Beat();
+  return queue_.Push(it->second.model.get(), std::move(sequence));
+}
+
+absl::Status EngineImpl::Score(ModelHandle handle, absl::Span<const int32_t> tokens,
+                               const LogitsFn& on_logits) {
+  auto sink = std::make_shared<ScoreSink>();
+  GenerationRequest request;
+  request.prompt.assign(tokens.begin(), tokens.end());
+  RETURN_IF_ERROR(Enqueue(handle, std::move(request), sink, on_logits));
+  return sink->Wait();
+}
+
+EngineStats EngineImpl::Stats() const {
+  // What waits in the queue is not the engine thread's yet.
+  const int num_queued = queue_.num_queued();
+  MutexLock lock(&stats_mutex_);
+  EngineStats stats = published_;
+  stats.requests_waiting += num_queued;
+  return stats;
+}
+
+bool EngineImpl::Healthy(absl::Duration limit) const {
+  if (queue_.num_unended() == 0) return true;
+  return clock_->Now() - absl::FromUnixNanos(heartbeat_nanos_.load()) <= limit;
+}
+
+void EngineImpl::Drain(absl::Duration grace) {
+  LOG(INFO) << "engine draining unended=" << queue_.num_unended() << " grace=" << grace;
+  queue_.Close();
+  if (queue_.WaitUntilIdle(grace)) return;
+  LOG(WARNING) << "drain is over its grace; ending unended=" << queue_.num_unended();
+  queue_.EndAll();
+  queue_.WaitUntilIdle(absl::InfiniteDuration());
+}
+
+// --- Engine thread ------------------------------------------------------------------------------
+
+void EngineImpl::Run() {
+  while (HandleInbox()) {
+    // One step of each in turn: no model waits for more than a step of every other.
+    for (ServedModel* model : serving_) {
+      if (model->has_work()) StepModel(*model);
+    }
+    ReleaseIdleModels();
+  }
+}
+
+bool EngineImpl::HandleInbox() {
+  Inbox inbox = queue_.Take(/*wait=*/!HasWork());
+  Beat();
+  serving_.insert(serving_.end(), inbox.loaded.begin(), inbox.loaded.end());
+  for (auto& [model, sequence] : inbox.sequences) model->Add(std::move(sequence));
+  unloads_.insert(unloads_.end(), inbox.unloads.begin(), inbox.unloads.end());
+  PublishStats();
+  if (inbox.end_all || inbox.stop) EndAll(absl::UnavailableError("the engine is shutting down"));
+  if (!inbox.stop) return true;
+  ReleaseIdleModels();
+  return false;
+}
+
+void EngineImpl::StepModel(ServedModel& model) {
+  const absl::Time start = clock_->Now();
+  model.Plan(counters_, ended_);
+  NotifyEnded();  // those that were cancelled need not wait for the step
+  const ServedModel::StepReport report = model.Step(counters_, ended_);
+  const absl::Time end = clock_->Now();
+  Beat();
+  if (report.num_tokens > 0) {
+    ++counters_.steps;
+    counters_.last_step_time = end;
+  }
+  NotifyEnded();
+  if (report.num_tokens > 0 && observer_ != nullptr) {
+    observer_->OnStep(end - start, report.num_tokens, report.num_sequences);
+  }
+}
+
+void EngineImpl::ReleaseIdleModels() {
+  for (auto it = unloads_.begin(); it != unloads_.end();) {
+    auto [model, done] = *it;
+    if (model->has_work()) {
+      ++it;
+      continue;
+    }
+    std::erase(serving_, model);
+    it = unloads_.erase(it);
+    PublishStats();
+    done->Notify();
+  }
+}
+
+void EngineImpl::EndAll(const absl::Status& status) {
+  for (ServedModel* model : serving_) model->EndAll(status, counters_, ended_);
+  NotifyEnded();
+}
+
+void EngineImpl::NotifyEnded() {
+  PublishStats();
+  const int count = static_cast<int>(ended_.size());
+  if (count == 0) return;
+  queue_.ReleasePlaces(count);
+  for (EndedSequence& ended : ended_) {
+    try {
+      ended.sequence->sink->OnEnd(std::move(ended.result));
+    } catch (const std::exception& error) {
+      LOG(ERROR) << "OnEnd threw error=" << error.what();
+    } catch (...) {
+      LOG(ERROR) << "OnEnd threw";
+    }
+  }
+  ended_.clear();
+  queue_.MarkEnded(count);
+}
+
+void EngineImpl::PublishStats() {
+  EngineStats stats = counters_;
+  for (const ServedModel* model : serving_) model->AddGauges(stats);
+  MutexLock lock(&stats_mutex_);
+  published_ = stats;
+}
+
+bool EngineImpl::HasWork() const {
+  return std::any_of(serving_.begin(), serving_.end(),
+                     [](const ServedModel* model) { return model->has_work(); });
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options,
+                                                       StepObserver* observer, Clock* clock) {
+  RETURN_IF_ERROR(options.Validate());
+  const kernels::KernelTable* kernels =
+      options.kernels.empty() ? &kernels::BestKernels() : kernels::FindKernels(options.kernels);
+  return std::make_unique<EngineImpl>(options, *kernels, observer,
+                                      clock != nullptr ? clock : &GetSystemClock());
+}
+
+}  // namespace quern

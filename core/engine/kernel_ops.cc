@@ -1,0 +1,369 @@
+#include "core/engine/kernel_ops.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "core/base/status_macros.h"
+#include "core/model/decoder.h"
+
+namespace quern {
+
+static_assert(DecoderOps<KernelOps>);
+
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+// Work below which waking another thread costs more than it saves (a few microseconds), in
+// multiplications and in elements of a row-wise operation.
+constexpr int64_t kMinProducts = 32 * 1024;
+constexpr int64_t kMinElements = 4 * 1024;
+
+// Items of `cost` that are worth a thread.
+int64_t Grain(int64_t cost, int64_t min_cost) { return std::max<int64_t>(1, min_cost / cost); }
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+int64_t SumTokens(const Batch& batch) {
+  int64_t sum = 0;
+  for (const BatchRun& run : batch) sum += static_cast<int64_t>(run.tokens.size());
+  return sum;
+}
+
+void AddBias(const kernels::KernelTable& kernels, const CpuLinear& linear, int row_begin,
+             int row_end, int64_t num_rows, FloatRows y) {
+  if (linear.bias.empty()) return;
+  for (int64_t t = 0; t < num_rows; ++t) {
+    kernels.add(linear.bias.data() + row_begin, row_end - row_begin, y.row(t) + row_begin);
+  }
+}
+
+// Bytes of the quantized input of each matrix, at most.
+size_t ActivationBytes(const CpuWeights& weights, const kernels::KernelTable& kernels,
+                       const BackendLimits& limits) {
+  size_t bytes = 0;
+  const auto include = [&](const CpuLinear& linear, int num_rows) {
+    if (linear.group_size() == 0) return;
+    bytes = std::max(
+        bytes, kernels.activation_bytes(num_rows, linear.matrix.cols, linear.matrix.group_size));
+  };
+  for (const CpuBlock& block : weights.blocks) {
+    for (const CpuLinear* linear :
+         {&block.q, &block.k, &block.v, &block.o, &block.gate, &block.up, &block.down}) {
+      include(*linear, limits.max_step_tokens);
+    }
+  }
+  include(weights.head(), limits.max_logits);
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights& weights,
+                                                               const kernels::KernelTable& kernels,
+                                                               const BackendLimits& limits,
+                                                               int max_context, int num_threads) {
+  const ModelConfig& config = weights.config;
+  auto workspace = std::make_unique<Workspace>();
+  struct Part {
+    FloatRows* rows;
+    int64_t count;
+    int64_t stride;
+  };
+  const int64_t tokens = limits.max_step_tokens;
+  const auto padded = [](int64_t cols) { return RoundUp(cols, kAlignment / sizeof(float)); };
+  const Part parts[] = {
+      {&workspace->hidden, tokens, padded(config.hidden_size)},
+      // Holds the head's input too.
+      {&workspace->normed, std::max<int64_t>(tokens, limits.max_logits),
+       padded(config.hidden_size)},
+      {&workspace->q, tokens, padded(config.q_size())},
+      {&workspace->k, tokens, padded(config.kv_size())},
+      {&workspace->v, tokens, padded(config.kv_size())},
+      {&workspace->attention, tokens, padded(config.q_size())},
+      {&workspace->gate, tokens, padded(config.intermediate_size)},
+      {&workspace->up, tokens, padded(config.intermediate_size)},
+      {&workspace->cos_sin, tokens, padded(config.head_dim)},
+      {&workspace->scores, num_threads, padded(max_context)},
+      {&workspace->logits, limits.max_logits, config.vocab_size},
+  };
+  int64_t bytes = 0;
+  for (const Part& part : parts) {
+    bytes += RoundUp(part.count * part.stride * int64_t{sizeof(float)}, kAlignment);
+  }
+  const int64_t activations_offset = bytes;
+  bytes += static_cast<int64_t>(ActivationBytes(weights, kernels, limits));
+  ASSIGN_OR_RETURN(workspace->memory_, AlignedBuffer::Allocate(bytes, "the buffers of a step"));
+
+  uint8_t* next = workspace->memory_.data();
+  for (const Part& part : parts) {
+    *part.rows = {reinterpret_cast<float*>(next), part.stride};
+    next += RoundUp(part.count * part.stride * int64_t{sizeof(float)}, kAlignment);
+  }
+  workspace->activations = workspace->memory_.data() + activations_offset;
+  workspace->tokens.reserve(tokens);
+  workspace->logit_rows.reserve(limits.max_logits);
+  workspace->attention_ends.resize(num_threads);
+  return workspace;
+}
+
+KernelOps::KernelOps(const CpuWeights& weights, const kernels::KernelTable& kernels,
+                     const KvMemory& kv, Workspace& workspace, ThreadPool& pool, const Batch& batch)
+    : weights_(weights),
+      kernels_(kernels),
+      kv_(kv),
+      workspace_(workspace),
+      pool_(pool),
+      shape_{.num_heads = weights.config.num_attention_heads,
+             .num_kv_heads = weights.config.num_key_value_heads,
+             .head_dim = weights.config.head_dim},
+      num_tokens_(SumTokens(batch)) {
+  workspace_.tokens.clear();
+  workspace_.logit_rows.clear();
+  for (const BatchRun& run : batch) {
+    const int count = static_cast<int>(run.tokens.size());
+    for (int i = 0; i < count; ++i) {
+      if (i >= count - run.num_logits) {
+        workspace_.logit_rows.push_back(static_cast<int32_t>(workspace_.tokens.size()));
+      }
+      workspace_.tokens.push_back(
+          {.id = run.tokens[i], .position = run.position + i, .pages = run.pages.data()});
+    }
+  }
+}
+
+FloatRows KernelOps::Embed(const CpuWeights& model) {
+  const int half = shape_.head_dim / 2;
+  const int64_t grain = Grain(weights_.config.hidden_size, kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Workspace::Token& token = workspace_.tokens[t];
+      kernels_.get_row(model.embedding.matrix, token.id, workspace_.hidden.row(t));
+      float* cos_sin = workspace_.cos_sin.row(t);
+      for (int i = 0; i < half; ++i) {
+        // The angle is a float, as in the models' training code.
+        const float angle = static_cast<float>(token.position) * model.rope_frequencies[i];
+        cos_sin[i] = std::cos(angle);
+        cos_sin[half + i] = std::sin(angle);
+      }
+    }
+  });
+  return workspace_.hidden;
+}
+
+KernelOps::Qkv KernelOps::ProjectQkv(int, const CpuBlock& block, FloatRows x) {
+  const int group_size = block.q.group_size();
+  NormAndQuantize(x, block.attention_norm, num_tokens_, group_size, [](int64_t i) { return i; });
+  const Qkv qkv{workspace_.q, workspace_.k, workspace_.v};
+  Multiply(workspace_.normed, num_tokens_, group_size, /*accumulate=*/false,
+           {{&block.q, qkv.q}, {&block.k, qkv.k}, {&block.v, qkv.v}});
+
+  const float eps = static_cast<float>(weights_.config.rms_norm_eps);
+  const int64_t grain = Grain(weights_.config.q_size(), kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
+    const auto turn = [&](float* heads, int num_heads, const std::vector<float>& norm, int64_t t) {
+      for (int head = 0; head < num_heads && !norm.empty(); ++head) {
+        float* values = heads + int64_t{head} * shape_.head_dim;
+        kernels_.rms_norm(values, norm.data(), shape_.head_dim, eps, values);
+      }
+      kernels_.rope(heads, num_heads, shape_.head_dim, workspace_.cos_sin.row(t));
+    };
+    for (int64_t t = begin; t < end; ++t) {
+      turn(qkv.q.row(t), shape_.num_heads, block.q_norm, t);
+      turn(qkv.k.row(t), shape_.num_kv_heads, block.k_norm, t);
+    }
+  });
+  return qkv;
+}
+
+FloatRows KernelOps::Attend(int layer, Qkv qkv) {
+  const int64_t grain = Grain(2 * weights_.config.kv_size(), kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Workspace::Token& token = workspace_.tokens[t];
+      kernels_.store_kv(LayerPages(layer, token.pages), shape_, token.position, qkv.k.row(t),
+                        qkv.v.row(t));
+    }
+  });
+
+  // Units of work are (token, heads), where heads are those that share a key/value head unless
+  // there are too few units for the threads. A unit's cost is its position; each thread takes a run
+  // of units of about equal cost, ending at attention_ends[thread].
+  const int group = shape_.num_heads / shape_.num_kv_heads;
+  const int num_threads = pool_.num_threads();
+  const int unit = num_tokens_ * shape_.num_kv_heads >= num_threads ? group : 1;
+  const int64_t units_per_token = shape_.num_heads / unit;
+  int64_t cost = 0;
+  for (const Workspace::Token& token : workspace_.tokens) cost += token.position + 1;
+  int64_t before = 0;  // cost of the tokens before t
+  int64_t t = 0;
+  for (int thread = 0; thread < num_threads; ++thread) {
+    // All costs times units_per_token, to stay in integers.
+    const int64_t target = cost * units_per_token * (thread + 1) / num_threads;
+    while (t < num_tokens_ &&
+           (before + workspace_.tokens[t].position + 1) * units_per_token <= target) {
+      before += workspace_.tokens[t++].position + 1;
+    }
+    int64_t end = t * units_per_token;
+    if (t < num_tokens_) {
+      end += (target - before * units_per_token) / (workspace_.tokens[t].position + 1);
+    }
+    workspace_.attention_ends[thread] = end;
+  }
+
+  // Two products an element.
+  const int64_t products = 2 * cost * shape_.num_heads * shape_.head_dim;
+  const int64_t threads_grain = products < 2 * kMinProducts ? num_threads : 1;
+  pool_.ParallelFor(num_threads, threads_grain, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      int64_t next = thread == 0 ? 0 : workspace_.attention_ends[thread - 1];
+      while (next < workspace_.attention_ends[thread]) {
+        const int64_t row = next / units_per_token;
+        const int64_t stop =
+            std::min(workspace_.attention_ends[thread], (row + 1) * units_per_token);
+        const Workspace::Token& token = workspace_.tokens[row];
+        kernels_.attention(LayerPages(layer, token.pages), shape_, token.position, qkv.q.row(row),
+                           static_cast<int>(next - row * units_per_token) * unit,
+                           static_cast<int>(stop - row * units_per_token) * unit,
+                           workspace_.scores.row(thread), workspace_.attention.row(row));
+        next = stop;
+      }
+    }
+  });
+  return workspace_.attention;
+}
+
+FloatRows KernelOps::AddAttentionOutput(const CpuBlock& block, FloatRows residual,
+                                        FloatRows attention) {
+  Multiply(attention, num_tokens_, /*quantized_group_size=*/0, /*accumulate=*/true,
+           {{&block.o, residual}});
+  return residual;
+}
+
+FloatRows KernelOps::GatedMlp(const CpuBlock& block, FloatRows x) {
+  const int group_size = block.gate.group_size();
+  NormAndQuantize(x, block.mlp_norm, num_tokens_, group_size, [](int64_t i) { return i; });
+  Multiply(workspace_.normed, num_tokens_, group_size, /*accumulate=*/false,
+           {{&block.gate, workspace_.gate}, {&block.up, workspace_.up}});
+  const int size = weights_.config.intermediate_size;
+  pool_.ParallelFor(num_tokens_, Grain(size, kMinElements), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      kernels_.silu_mul(workspace_.gate.row(t), workspace_.up.row(t), size, workspace_.gate.row(t));
+    }
+    // While the rows are in the cache.
+    QuantizeRows(workspace_.gate, begin, end, num_tokens_, size, block.down.group_size());
+  });
+  return workspace_.gate;
+}
+
+FloatRows KernelOps::AddMlpOutput(const CpuBlock& block, FloatRows residual, FloatRows mlp) {
+  Multiply(mlp, num_tokens_, block.down.group_size(), /*accumulate=*/true,
+           {{&block.down, residual}});
+  return residual;
+}
+
+FloatRows KernelOps::Head(const CpuWeights& model, FloatRows x) {
+  const auto num_rows = static_cast<int64_t>(workspace_.logit_rows.size());
+  if (num_rows == 0) return workspace_.logits;  // prefills that go on
+  const int group_size = model.head().group_size();
+  NormAndQuantize(x, model.final_norm, num_rows, group_size,
+                  [&](int64_t i) { return int64_t{workspace_.logit_rows[i]}; });
+  Multiply(workspace_.normed, num_rows, group_size, /*accumulate=*/false,
+           {{&model.head(), workspace_.logits}});
+  return workspace_.logits;
+}
+
+kernels::PagedKv KernelOps::LayerPages(int layer, const int32_t* pages) const {
+  auto* keys = kv_.storage.as<uint16_t>() + layer * 2 * kv_.run_elements;
+  return {.keys = keys,
+          .values = keys + kv_.run_elements,
+          .page_table = pages,
+          .page_stride = kv_.page_elements,
+          .page_tokens = kv_.page_tokens};
+}
+
+void KernelOps::QuantizeRows(FloatRows x, int64_t begin, int64_t end, int64_t num_rows, int cols,
+                             int group_size) {
+  if (group_size == 0) return;
+  kernels_.quantize_activations(x.data, x.stride, static_cast<int>(begin), static_cast<int>(end),
+                                static_cast<int>(num_rows), cols, group_size,
+                                workspace_.activations);
+}
+
+template <typename RowOf>
+void KernelOps::NormAndQuantize(FloatRows x, const std::vector<float>& weight, int64_t num_rows,
+                                int group_size, RowOf row_of) {
+  const float eps = static_cast<float>(weights_.config.rms_norm_eps);
+  const int cols = weights_.config.hidden_size;
+  pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels_.rms_norm(x.row(row_of(i)), weight.data(), cols, eps, workspace_.normed.row(i));
+    }
+    QuantizeRows(workspace_.normed, begin, end, num_rows, cols, group_size);
+  });
+}
+
+void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size, bool accumulate,
+                         std::initializer_list<Product> products) {
+  // Matrices that take the same input form share one region; as a rule that is all of them. Those
+  // of the form that is there go first, as another one overwrites it.
+  std::array<int, 4> forms = {quantized_group_size};  // one, and one of each of three products
+  int num_forms = 1;
+  for (const Product& product : products) {
+    const int form = product.linear->group_size();
+    if (std::find(forms.begin(), forms.begin() + num_forms, form) == forms.begin() + num_forms) {
+      forms[num_forms++] = form;
+    }
+  }
+  for (const int form : absl::MakeConstSpan(forms.data(), num_forms)) {
+    int64_t num_blocks = 0;
+    int cols = 0;
+    for (const Product& product : products) {
+      if (product.linear->group_size() != form) continue;
+      cols = product.linear->matrix.cols;
+      num_blocks += RoundUp(product.linear->matrix.rows, kernels::kRowBlock) / kernels::kRowBlock;
+    }
+    if (num_blocks == 0) continue;
+    if (form != 0 && form != quantized_group_size) {
+      pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
+        QuantizeRows(x, begin, end, num_rows, cols, form);
+      });
+    }
+    const int64_t block_products = int64_t{kernels::kRowBlock} * cols * num_rows;
+    const int64_t grain = Grain(block_products, kMinProducts);
+    pool_.ParallelFor(num_blocks, grain, [&](int64_t begin, int64_t end) {
+      int64_t first = 0;  // block of this product
+      for (const Product& product : products) {
+        if (product.linear->group_size() != form) continue;
+        const int rows = product.linear->matrix.rows;
+        const int64_t count = RoundUp(rows, kernels::kRowBlock) / kernels::kRowBlock;
+        const int64_t from = std::clamp<int64_t>(begin - first, 0, count) * kernels::kRowBlock;
+        const int64_t to = std::clamp<int64_t>(end - first, 0, count) * kernels::kRowBlock;
+        if (from < to) {
+          MultiplyRows(product, x, num_rows, static_cast<int>(from),
+                       static_cast<int>(std::min<int64_t>(to, rows)), accumulate);
+        }
+        first += count;
+      }
+    });
+  }
+}
+
+void KernelOps::MultiplyRows(const Product& product, FloatRows x, int64_t num_rows, int row_begin,
+                             int row_end, bool accumulate) {
+  const CpuLinear& linear = *product.linear;
+  if (linear.group_size() != 0) {
+    kernels_.matmul(linear.matrix, workspace_.activations, static_cast<int>(num_rows), row_begin,
+                    row_end, accumulate, product.y.data, product.y.stride);
+  } else {
+    kernels_.matmul_dense(linear.matrix, x.data, x.stride, static_cast<int>(num_rows), row_begin,
+                          row_end, accumulate, product.y.data, product.y.stride);
+  }
+  AddBias(kernels_, linear, row_begin, row_end, num_rows, product.y);
+}
+
+}  // namespace quern

@@ -1,0 +1,125 @@
+#ifndef QUERN_CORE_ENGINE_KERNEL_OPS_H_
+#define QUERN_CORE_ENGINE_KERNEL_OPS_H_
+
+// The decoder's operations (core/model/decoder.h) with the serving kernels.
+
+#include <absl/status/statusor.h>
+#include <absl/types/span.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <vector>
+
+#include "core/base/thread_pool.h"
+#include "core/engine/aligned_buffer.h"
+#include "core/engine/backend.h"
+#include "core/engine/prepack.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+
+// A row-major matrix of floats inside a Workspace.
+struct FloatRows {
+  float* data = nullptr;
+  int64_t stride = 0;  // floats from row to row
+  float* row(int64_t i) const { return data + i * stride; }
+};
+
+// The buffers of a step, allocated once for the largest.
+class Workspace {
+ public:
+  // `max_context` tokens a sequence. RESOURCE_EXHAUSTED when there is no memory.
+  static absl::StatusOr<std::unique_ptr<Workspace>> Allocate(const CpuWeights& weights,
+                                                             const kernels::KernelTable& kernels,
+                                                             const BackendLimits& limits,
+                                                             int max_context, int num_threads);
+
+  FloatRows hidden;                // [max_step_tokens, hidden_size], the residual stream
+  FloatRows normed;                // [max_step_tokens, hidden_size]
+  FloatRows q;                     // [max_step_tokens, q_size]
+  FloatRows k, v;                  // [max_step_tokens, kv_size]
+  FloatRows attention;             // [max_step_tokens, q_size]
+  FloatRows gate, up;              // [max_step_tokens, intermediate_size]
+  FloatRows cos_sin;               // [max_step_tokens, head_dim]
+  FloatRows scores;                // [num_threads, max_context]
+  FloatRows logits;                // [max_logits, vocab_size], stride vocab_size
+  uint8_t* activations = nullptr;  // quantized, of any input
+
+  // Of each token in the step.
+  struct Token {
+    int32_t id = 0;
+    int32_t position = 0;
+    const int32_t* pages = nullptr;
+  };
+  std::vector<Token> tokens;
+  std::vector<int32_t> logit_rows;      // tokens whose logits are wanted
+  std::vector<int64_t> attention_ends;  // see KernelOps::Attend
+
+ private:
+  AlignedBuffer memory_;
+};
+
+// Pages of keys and values: [page][layer][keys, values][page_tokens, kv_size] half floats.
+struct KvMemory {
+  AlignedBuffer storage;
+  int page_tokens = 0;
+  int64_t run_elements = 0;   // page_tokens * kv_size
+  int64_t page_elements = 0;  // num_hidden_layers * 2 * run_elements
+};
+
+// One step. Satisfies DecoderOps.
+class KernelOps {
+ public:
+  using Tensor = FloatRows;
+  using Block = CpuBlock;
+  using Model = CpuWeights;
+  struct Qkv {
+    FloatRows q, k, v;
+  };
+
+  // All outlive this. Takes over the batch's tokens, positions and pages.
+  KernelOps(const CpuWeights& weights, const kernels::KernelTable& kernels, const KvMemory& kv,
+            Workspace& workspace, ThreadPool& pool, const Batch& batch);
+
+  FloatRows Embed(const CpuWeights& model);
+  Qkv ProjectQkv(int layer, const CpuBlock& block, FloatRows x);
+  FloatRows Attend(int layer, Qkv qkv);
+  FloatRows AddAttentionOutput(const CpuBlock& block, FloatRows residual, FloatRows attention);
+  FloatRows GatedMlp(const CpuBlock& block, FloatRows x);
+  FloatRows AddMlpOutput(const CpuBlock& block, FloatRows residual, FloatRows mlp);
+  FloatRows Head(const CpuWeights& model, FloatRows x);
+
+ private:
+  struct Product {
+    const CpuLinear* linear;
+    FloatRows y;
+  };
+
+  kernels::PagedKv LayerPages(int layer, const int32_t* pages) const;
+  // Quantizes rows [begin, end) of the step's input into workspace.activations.
+  void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int64_t num_rows, int cols,
+                    int group_size);
+  // normed[i] = RMSNorm of x's row rows(i), quantized for `group_size` unless 0.
+  template <typename RowOf>
+  void NormAndQuantize(FloatRows x, const std::vector<float>& weight, int64_t num_rows,
+                       int group_size, RowOf row_of);
+  // y (+)= x * w^T + bias of every product; all take the same x, [num_rows, cols].
+  // `quantized_group_size`: how workspace.activations are quantized already, 0: not.
+  void Multiply(FloatRows x, int64_t num_rows, int quantized_group_size, bool accumulate,
+                std::initializer_list<Product> products);
+  void MultiplyRows(const Product& product, FloatRows x, int64_t num_rows, int row_begin,
+                    int row_end, bool accumulate);
+
+  const CpuWeights& weights_;
+  const kernels::KernelTable& kernels_;
+  const KvMemory& kv_;
+  Workspace& workspace_;
+  ThreadPool& pool_;
+  const kernels::AttentionShape shape_;
+  const int64_t num_tokens_;
+};
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_ENGINE_KERNEL_OPS_H_

@@ -1,0 +1,55 @@
+#ifndef QUERN_CORE_ENGINE_PREPACK_H_
+#define QUERN_CORE_ENGINE_PREPACK_H_
+
+// A model's weights in the order the kernels of this CPU read.
+
+#include <absl/status/statusor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "core/engine/aligned_buffer.h"
+#include "core/engine/model_source.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+
+// y = x * matrix^T + bias.
+struct CpuLinear {
+  kernels::PrepackedMatrix matrix;  // into `storage`
+  AlignedBuffer storage;
+  std::vector<float> bias;  // [rows] or empty
+
+  // Of the activations it multiplies; 0 when it takes floats.
+  int group_size() const { return matrix.bits == 0 ? 0 : matrix.group_size; }
+};
+
+struct CpuBlock {
+  std::vector<float> attention_norm;  // [hidden_size]
+  std::vector<float> mlp_norm;        // [hidden_size]
+  std::vector<float> q_norm;          // [head_dim] or empty
+  std::vector<float> k_norm;          // [head_dim] or empty
+  CpuLinear q, k, v, o, gate, up, down;
+};
+
+struct CpuWeights {
+  ModelConfig config;
+  CpuLinear embedding;
+  CpuLinear untied_head;          // empty when the head is the embedding
+  std::vector<float> final_norm;  // [hidden_size]
+  std::vector<CpuBlock> blocks;
+  std::vector<float> rope_frequencies;  // [head_dim / 2]
+  int64_t size_bytes = 0;
+
+  const CpuBlock& block(int layer) const { return blocks[layer]; }
+  const CpuLinear& head() const { return config.tie_word_embeddings ? embedding : untied_head; }
+};
+
+// Reads and prepacks all of `source`, on the calling thread. Checks every shape against the config
+// (INVALID_ARGUMENT) and that dense values and scales are finite (DATA_LOSS).
+absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source,
+                                          const kernels::KernelTable& kernels);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_ENGINE_PREPACK_H_

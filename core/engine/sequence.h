@@ -1,0 +1,62 @@
+#ifndef QUERN_CORE_ENGINE_SEQUENCE_H_
+#define QUERN_CORE_ENGINE_SEQUENCE_H_
+
+#include <absl/time/time.h>
+#include <absl/types/span.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "core/engine/engine.h"
+#include "core/engine/kv_pages.h"
+#include "core/engine/text_stream.h"
+
+namespace quern {
+
+using LogitsFn = std::function<void(int position, absl::Span<const float> logits)>;
+
+// What a request is inside the engine. Made by the caller's thread, then the engine thread's alone.
+struct Sequence {
+  // `on_logits` makes it a scoring: its tokens are computed, none is sampled.
+  Sequence(GenerationRequest request_in, std::shared_ptr<TokenSink> sink_in, LogitsFn on_logits_in,
+           TextStream text_in, KvPagePool* pool, absl::Time now)
+      : request(std::move(request_in)),
+        sink(std::move(sink_in)),
+        on_logits(std::move(on_logits_in)),
+        tokens(request.prompt),
+        num_prompt_tokens(static_cast<int>(request.prompt.size())),
+        text(std::move(text_in)),
+        pages(pool),
+        submit_time(now) {}
+
+  int num_tokens() const { return static_cast<int>(tokens.size()); }
+  // Tokens the next steps must compute: 1 in decode, more in a prefill (also one that is done
+  // again after a preemption).
+  int num_pending() const { return num_tokens() - num_computed; }
+  int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
+  bool scoring() const { return on_logits != nullptr; }
+
+  const GenerationRequest request;
+  const std::shared_ptr<TokenSink> sink;
+  const LogitsFn on_logits;
+
+  std::vector<int32_t> tokens;  // the prompt and what was sampled
+  const int num_prompt_tokens;
+  int num_computed = 0;     // leading tokens whose keys and values are in `pages`
+  int num_scored = 0;       // leading tokens whose logits went to on_logits
+  int64_t work_tokens = 0;  // tokens computed for it, those done again included
+  uint64_t seed = 0;
+  TextStream text;
+  PageLease pages;
+
+  const absl::Time submit_time;
+  absl::Time admit_time = absl::InfiniteFuture();  // first
+  absl::Time first_token_time = absl::InfiniteFuture();
+};
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_ENGINE_SEQUENCE_H_

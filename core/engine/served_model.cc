@@ -1,0 +1,372 @@
+#include "core/engine/served_model.h"
+
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+#include <exception>
+#include <optional>
+#include <utility>
+
+#include "core/base/log.h"
+#include "core/base/status_macros.h"
+
+namespace quern {
+namespace {
+
+constexpr int kMaxStopSequences = 4;
+constexpr int kMaxStopSequenceBytes = 64;
+// Rows of logits of a step when few sequences run: scoring asks for one per token, and with fewer
+// rows the head's weights would be read too often for each.
+constexpr int kMinLogits = 128;
+
+bool Contains(const std::vector<int>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+// Runs code that is not the engine's. What it throws fails its own request only.
+template <typename Callback>
+absl::Status Guarded(absl::string_view what, Callback callback) {
+  try {
+    callback();
+    return absl::OkStatus();
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat(what, " threw: ", error.what()));
+  } catch (...) {
+    return absl::InternalError(absl::StrCat(what, " threw"));
+  }
+}
+
+// What the end of a request says of why it did not end well; OK while it may go on.
+absl::Status WhyOver(const Sequence& sequence, absl::Time now) {
+  bool cancelled = false;
+  RETURN_IF_ERROR(Guarded("cancelled()", [&] { cancelled = sequence.sink->cancelled(); }));
+  if (cancelled) return absl::CancelledError("the request was cancelled");
+  if (now >= sequence.request.deadline) {
+    return absl::DeadlineExceededError(absl::StrCat(
+        "the request's deadline has passed after ", sequence.num_output_tokens(), " tokens, ",
+        absl::FormatDuration(now - sequence.submit_time), " after it came"));
+  }
+  return absl::OkStatus();
+}
+
+GenerationResult MakeResult(const Sequence& sequence, FinishReason reason, absl::Time now) {
+  return {.finish_reason = reason,
+          .matched_stop_sequence = sequence.text.matched().value_or(""),
+          .seed = sequence.seed,
+          .prompt_tokens = sequence.num_prompt_tokens,
+          .output_tokens = sequence.num_output_tokens(),
+          .queue_duration = sequence.admit_time - sequence.submit_time,
+          .time_to_first_token = std::min(sequence.first_token_time, now) - sequence.submit_time,
+          .total_duration = now - sequence.submit_time};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource& source,
+                                                               const EngineOptions& options,
+                                                               Backend* backend, ThreadPool* pool,
+                                                               Clock* clock) {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  if (!source.tokenizer_json().empty()) {
+    ASSIGN_OR_RETURN(tokenizer, Tokenizer::FromJson(source.tokenizer_json()));
+  }
+  const int max_logits =
+      std::max(options.max_sequences, std::min(options.max_step_tokens, kMinLogits));
+  ASSIGN_OR_RETURN(std::unique_ptr<BackendModel> model,
+                   backend->Load(source, {.page_tokens = options.page_tokens,
+                                          .kv_cache_bytes = options.kv_cache_bytes,
+                                          .max_step_tokens = options.max_step_tokens,
+                                          .max_logits = max_logits,
+                                          .max_sequences = options.max_sequences}));
+  ModelInfo info;
+  info.config = source.config();
+  info.max_context_tokens = static_cast<int>(std::min<int64_t>(
+      int64_t{model->num_pages()} * options.page_tokens, info.config.max_position_embeddings));
+  info.weight_bytes = model->weight_bytes();
+  info.kv_bytes = model->kv_bytes();
+  info.kernel = std::string(backend->name());
+  if (tokenizer != nullptr) {
+    info.chat_format = RecognizeChatFormat(source.chat_template(), *tokenizer);
+  }
+  if (info.max_context_tokens < info.config.max_position_embeddings) {
+    LOG(WARNING) << "context limited by kv_cache_bytes tokens=" << info.max_context_tokens
+                 << " of=" << info.config.max_position_embeddings;
+  }
+  const SchedulerLimits limits{.max_step_tokens = options.max_step_tokens,
+                               .max_sequences = options.max_sequences,
+                               .max_logits = max_logits,
+                               .page_tokens = options.page_tokens};
+  return std::unique_ptr<ServedModel>(new ServedModel(std::move(info), std::move(tokenizer),
+                                                      source.chat_template(), std::move(model),
+                                                      limits, pool, clock));
+}
+
+ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer,
+                         std::string chat_template, std::unique_ptr<BackendModel> model,
+                         const SchedulerLimits& limits, ThreadPool* pool, Clock* clock)
+    : info_(std::move(info)),
+      tokenizer_(std::move(tokenizer)),
+      chat_template_(std::move(chat_template)),
+      pool_(pool),
+      clock_(clock),
+      model_(std::move(model)),
+      pages_(model_->num_pages()),
+      scheduler_(limits, &pages_),
+      scratch_(pool->num_threads()) {
+  for (SamplerScratch& scratch : scratch_) {
+    // Here, as the threads of a step cannot report that there is no memory.
+    scratch.weights.reserve(info_.config.vocab_size);
+    scratch.candidates.reserve(info_.config.vocab_size);
+  }
+}
+
+std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
+                                                   std::shared_ptr<TokenSink> sink,
+                                                   LogitsFn on_logits, uint64_t seed) {
+  // After nothing but special tokens a text begins; else it goes on where the prompt ends.
+  const bool continues_text =
+      tokenizer_ != nullptr && std::any_of(request.prompt.begin(), request.prompt.end(),
+                                           [&](int32_t id) { return !tokenizer_->IsSpecial(id); });
+  TextStream text(tokenizer_, continues_text, request.stop_sequences);
+  auto sequence =
+      std::make_unique<Sequence>(std::move(request), std::move(sink), std::move(on_logits),
+                                 std::move(text), &pages_, clock_->Now());
+  sequence->seed = seed;
+  return sequence;
+}
+
+absl::Status ServedModel::Validate(const GenerationRequest& request) const {
+  RETURN_IF_ERROR(request.sampling.Validate());
+  if (request.prompt.empty()) {
+    return absl::InvalidArgumentError("the prompt has no tokens, wanted at least 1");
+  }
+  if (request.prompt.size() > static_cast<size_t>(info_.max_context_tokens)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", request.prompt.size(), " tokens, the context ", info_.max_context_tokens,
+        info_.max_context_tokens < info_.config.max_position_embeddings
+            ? absl::StrCat(" (limited by the memory for the KV cache; the model's is ",
+                           info_.config.max_position_embeddings, ")")
+            : "",
+        "; shorten the prompt"));
+  }
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= info_.config.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("prompt token ", i, " is ", request.prompt[i],
+                                                     ", the vocabulary has ",
+                                                     info_.config.vocab_size));
+    }
+  }
+  if (request.max_output_tokens < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_output_tokens is ", request.max_output_tokens, ", wanted 0 (no limit) or more"));
+  }
+  if (request.stop_sequences.size() > kMaxStopSequences) {
+    return absl::InvalidArgumentError(absl::StrCat("there are ", request.stop_sequences.size(),
+                                                   " stop sequences, at most ", kMaxStopSequences,
+                                                   " are supported"));
+  }
+  if (!request.stop_sequences.empty() && tokenizer_ == nullptr) {
+    return absl::InvalidArgumentError(
+        "stop sequences need text, and the model has no tokenizer; use stop_ids");
+  }
+  for (const std::string& stop : request.stop_sequences) {
+    if (stop.empty() || stop.size() > kMaxStopSequenceBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a stop sequence has ", stop.size(), " bytes, wanted 1 to ", kMaxStopSequenceBytes));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ServedModel::Plan(EngineStats& stats, std::vector<EndedSequence>& ended) {
+  plan_ = nullptr;
+  Contained(stats, ended, [&] {
+    EndCancelled(stats, ended);
+    const int64_t preemptions_before = scheduler_.num_preemptions();
+    plan_ = &scheduler_.Plan(clock_->Now());
+    stats.preemptions += scheduler_.num_preemptions() - preemptions_before;
+  });
+}
+
+ServedModel::StepReport ServedModel::Step(EngineStats& stats, std::vector<EndedSequence>& ended) {
+  StepReport report;
+  if (plan_ == nullptr || plan_->empty()) return report;
+  Contained(stats, ended, [&] { report = RunPlan(*plan_, stats, ended); });
+  plan_ = nullptr;
+  return report;
+}
+
+template <typename Body>
+void ServedModel::Contained(EngineStats& stats, std::vector<EndedSequence>& ended, Body body) {
+  const absl::Status status = Guarded("a step", body);
+  if (status.ok()) return;
+  LOG(ERROR) << "step failed sequences=" << scheduler_.num_running() << " error=" << status;
+  finished_.clear();
+  plan_ = nullptr;
+  EndAll(status, stats, ended);
+}
+
+ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& plan,
+                                             EngineStats& stats,
+                                             std::vector<EndedSequence>& ended) {
+  StepReport report{.num_sequences = static_cast<int>(plan.size())};
+  batch_.clear();
+  for (const ScheduledRun& run : plan) {
+    const Sequence& sequence = *run.sequence;
+    batch_.push_back(
+        {.tokens =
+             absl::MakeConstSpan(sequence.tokens).subspan(sequence.num_computed, run.num_tokens),
+         .position = sequence.num_computed,
+         .pages = sequence.pages.pages(),
+         .num_logits = run.num_logits});
+    report.num_tokens += run.num_tokens;
+  }
+  const absl::StatusOr<absl::Span<const float>> logits = model_->Step(batch_);
+
+  draws_.clear();
+  int64_t row = 0;
+  for (const ScheduledRun& run : plan) {
+    Sequence& sequence = *run.sequence;
+    if (!logits.ok()) {
+      Finish(sequence, logits.status());
+      continue;
+    }
+    stats.prompt_tokens +=
+        std::clamp(sequence.num_prompt_tokens - sequence.num_computed, 0, run.num_tokens);
+    sequence.num_computed += run.num_tokens;
+    sequence.work_tokens += run.num_tokens;
+    if (sequence.scoring()) {
+      DeliverLogits(run, logits->data() + row * info_.config.vocab_size);
+    } else if (run.num_logits == 1) {
+      draws_.push_back({.sequence = &sequence, .row = row, .token = 0});
+    }
+    row += run.num_logits;
+  }
+  if (logits.ok()) DrawTokens(*logits);
+  for (const Draw& draw : draws_) {
+    if (draw.token.ok()) {
+      ++stats.generated_tokens;
+      DeliverToken(*draw.sequence, *draw.token);
+    } else {
+      Finish(*draw.sequence, draw.token.status());
+    }
+  }
+  CollectEnded(stats, ended);
+  return report;
+}
+
+void ServedModel::EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended) {
+  const absl::Time now = clock_->Now();
+  scheduler_.ForEach([&](Sequence& sequence) {
+    absl::Status why = WhyOver(sequence, now);
+    if (!why.ok()) Finish(sequence, std::move(why));
+  });
+  CollectEnded(stats, ended);
+}
+
+void ServedModel::DeliverLogits(const ScheduledRun& run, const float* logits) {
+  Sequence& sequence = *run.sequence;
+  for (int i = 0; i < run.num_logits; ++i) {
+    const auto row =
+        absl::MakeConstSpan(logits + int64_t{i} * info_.config.vocab_size, info_.config.vocab_size);
+    const absl::Status status =
+        Guarded("on_logits", [&] { sequence.on_logits(sequence.num_scored, row); });
+    if (!status.ok()) return Finish(sequence, status);
+    ++sequence.num_scored;
+  }
+  if (sequence.num_pending() == 0) {
+    Finish(sequence, MakeResult(sequence, FinishReason::kContextFull, clock_->Now()));
+  }
+}
+
+void ServedModel::DrawTokens(absl::Span<const float> logits) {
+  const auto num_draws = static_cast<int64_t>(draws_.size());
+  const int num_threads = pool_->num_threads();
+  // One draw alone is for one thread.
+  pool_->ParallelFor(num_threads, num_draws > 1 ? 1 : num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (int64_t i = num_draws * thread / num_threads; i < num_draws * (thread + 1) / num_threads;
+           ++i) {
+        Draw& draw = draws_[i];
+        draw.token =
+            SampleToken(logits.subspan(draw.row * info_.config.vocab_size, info_.config.vocab_size),
+                        draw.sequence->request.sampling, draw.sequence->seed,
+                        draw.sequence->num_output_tokens(), scratch_[thread]);
+      }
+    }
+  });
+}
+
+void ServedModel::DeliverToken(Sequence& sequence, int32_t token) {
+  const GenerationRequest& request = sequence.request;
+  const absl::Time now = clock_->Now();
+  sequence.first_token_time = std::min(sequence.first_token_time, now);
+  const bool ends_text =
+      !request.ignore_end_of_text &&
+      (Contains(info_.config.eos_token_ids, token) || Contains(request.stop_ids, token));
+  std::optional<FinishReason> reason;
+  std::string text;
+  if (ends_text) {
+    reason = FinishReason::kEndOfText;
+  } else {
+    sequence.tokens.push_back(token);
+    text = sequence.text.Append(token);
+    if (sequence.num_output_tokens() == request.max_output_tokens) {
+      reason = FinishReason::kMaxOutputTokens;
+    } else if (sequence.num_tokens() > info_.max_context_tokens) {
+      reason = FinishReason::kContextFull;
+    }
+  }
+  if (reason.has_value()) text += sequence.text.Finish();
+  if (sequence.text.matched().has_value()) reason = FinishReason::kStopSequence;
+
+  if (!ends_text || !text.empty()) {
+    const absl::Status status = Guarded("OnTokens", [&] {
+      const absl::Span<const int32_t> ids =
+          ends_text ? absl::Span<const int32_t>() : absl::MakeConstSpan(&token, 1);
+      sequence.sink->OnTokens(ids, text);
+    });
+    if (!status.ok()) return Finish(sequence, status);
+  }
+  if (reason.has_value()) Finish(sequence, MakeResult(sequence, *reason, now));
+}
+
+void ServedModel::Finish(Sequence& sequence, absl::StatusOr<GenerationResult> result) {
+  finished_.emplace_back(&sequence, std::move(result));
+}
+
+void ServedModel::CollectEnded(EngineStats& stats, std::vector<EndedSequence>& ended) {
+  if (finished_.empty()) return;
+  const auto find = [&](const Sequence& sequence) {
+    return std::find_if(finished_.begin(), finished_.end(),
+                        [&](const auto& entry) { return entry.first == &sequence; });
+  };
+  auto removed = scheduler_.Remove(
+      [&](const Sequence& sequence) { return find(sequence) != finished_.end(); });
+  for (std::unique_ptr<Sequence>& sequence : removed) {
+    absl::StatusOr<GenerationResult> result = std::move(find(*sequence)->second);
+    sequence->pages.Release();
+    if (!result.ok()) stats.discarded_tokens += sequence->work_tokens;
+    ended.push_back({std::move(sequence), std::move(result)});
+  }
+  finished_.clear();
+}
+
+void ServedModel::EndAll(const absl::Status& status, EngineStats& stats,
+                         std::vector<EndedSequence>& ended) {
+  for (std::unique_ptr<Sequence>& sequence :
+       scheduler_.Remove([](const Sequence&) { return true; })) {
+    sequence->pages.Release();
+    stats.discarded_tokens += sequence->work_tokens;
+    ended.push_back({std::move(sequence), status});
+  }
+}
+
+void ServedModel::AddGauges(EngineStats& stats) const {
+  stats.requests_running += scheduler_.num_running();
+  stats.requests_waiting += scheduler_.num_waiting();
+  stats.kv_pages_used += pages_.num_pages() - pages_.num_free();
+  stats.kv_pages_total += pages_.num_pages();
+}
+
+}  // namespace quern

@@ -1,0 +1,110 @@
+#ifndef QUERN_CORE_ENGINE_SERVED_MODEL_H_
+#define QUERN_CORE_ENGINE_SERVED_MODEL_H_
+
+#include <absl/status/statusor.h>
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/base/clock.h"
+#include "core/base/thread_pool.h"
+#include "core/engine/backend.h"
+#include "core/engine/sampler.h"
+#include "core/engine/scheduler.h"
+#include "core/engine/sequence.h"
+
+namespace quern {
+
+// A sequence that is over, its pages returned; its sink has yet to hear of it.
+struct EndedSequence {
+  std::unique_ptr<Sequence> sequence;
+  absl::StatusOr<GenerationResult> result;
+};
+
+// A loaded model with its sequences. What is const may be read from any thread; the rest is the
+// engine thread's.
+class ServedModel {
+ public:
+  // On any thread; seconds.
+  static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const ModelSource& source,
+                                                           const EngineOptions& options,
+                                                           Backend* backend, ThreadPool* pool,
+                                                           Clock* clock);
+
+  const ModelInfo& info() const { return info_; }
+  const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
+  const std::string& chat_template() const { return chat_template_; }
+
+  // A sequence of a request that was found valid for this model. On any thread.
+  std::unique_ptr<Sequence> NewSequence(GenerationRequest request, std::shared_ptr<TokenSink> sink,
+                                        LogitsFn on_logits, uint64_t seed);
+  // INVALID_ARGUMENT naming the field. On any thread.
+  absl::Status Validate(const GenerationRequest& request) const;
+
+  // --- Engine thread --------------------------------------------------------------------------
+  struct StepReport {
+    int num_tokens = 0;
+    int num_sequences = 0;
+  };
+  void Add(std::unique_ptr<Sequence> sequence) { scheduler_.Add(std::move(sequence)); }
+  bool has_work() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
+  // Ends what was cancelled or has expired and decides on the next step. Counts into `stats` and
+  // appends to `ended`. This and Step never fail as a whole: what fails ends its sequences.
+  void Plan(EngineStats& stats, std::vector<EndedSequence>& ended);
+  // Runs the step that was planned and hands out its tokens; nothing when there is none.
+  StepReport Step(EngineStats& stats, std::vector<EndedSequence>& ended);
+  // Ends every sequence with `status`.
+  void EndAll(const absl::Status& status, EngineStats& stats, std::vector<EndedSequence>& ended);
+  // Adds what there is now: running and waiting requests, pages.
+  void AddGauges(EngineStats& stats) const;
+
+ private:
+  ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer, std::string chat_template,
+              std::unique_ptr<BackendModel> model, const SchedulerLimits& limits, ThreadPool* pool,
+              Clock* clock);
+
+  struct Draw {
+    Sequence* sequence;
+    int64_t row;  // of the step's logits
+    absl::StatusOr<int32_t> token;
+  };
+
+  // Runs `body`; when it throws (there is no memory), every sequence ends with INTERNAL.
+  template <typename Body>
+  void Contained(EngineStats& stats, std::vector<EndedSequence>& ended, Body body);
+  StepReport RunPlan(const std::vector<ScheduledRun>& plan, EngineStats& stats,
+                     std::vector<EndedSequence>& ended);
+  void EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended);
+  // Hands a scoring sequence's logits over, [num_logits, vocab_size] from `logits`.
+  void DeliverLogits(const ScheduledRun& run, const float* logits);
+  void DrawTokens(absl::Span<const float> logits);
+  void DeliverToken(Sequence& sequence, int32_t token);
+  // Notes that `sequence` is over; CollectEnded takes it out.
+  void Finish(Sequence& sequence, absl::StatusOr<GenerationResult> result);
+  void CollectEnded(EngineStats& stats, std::vector<EndedSequence>& ended);
+
+  const ModelInfo info_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const std::string chat_template_;
+  ThreadPool* const pool_;
+  Clock* const clock_;
+
+  const std::unique_ptr<BackendModel> model_;
+  KvPagePool pages_;
+  Scheduler scheduler_;
+  std::vector<SamplerScratch> scratch_;  // one a thread
+
+  const std::vector<ScheduledRun>* plan_ = nullptr;  // of the next step, until it has run
+  // Of the step that runs; kept for their memory.
+  Batch batch_;
+  std::vector<Draw> draws_;
+  std::vector<std::pair<Sequence*, absl::StatusOr<GenerationResult>>> finished_;
+};
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_ENGINE_SERVED_MODEL_H_

@@ -1,0 +1,338 @@
+#include "core/plan/plan.h"
+
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+
+#include <algorithm>
+
+#include "core/base/status_macros.h"
+#include "core/model/tensor_names.h"
+#include "core/plan/presets.h"
+
+namespace quern {
+namespace {
+
+// Held-out sequences sampled for the evaluation; services/quantizer does the same.
+constexpr int64_t kEvaluationSequences = 8;
+constexpr int64_t kEvaluationTokens = 512;
+// LibTorch's libraries, allocator and threads, and our own.
+constexpr int64_t kProgramBytes = int64_t{400} << 20;
+// Sampling and scoring are bound by memory, not by products: the share of the training rate that
+// they reach (measured: 150 tokens/s of a 135M model where training does 80 GFLOP/s).
+constexpr double kInferenceShare = 0.5;
+// Bytes of a tokenizer.json for each entry of the vocabulary, merges included (43 to 71 in
+// published models of the supported families).
+constexpr int64_t kTokenizerBytesPerEntry = 45;
+constexpr int64_t kManifestBytes = 2048;
+
+absl::Status Wrong(absl::string_view field, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(field, " ", what));
+}
+
+// The sizes that the formulas of costs need.
+struct ModelSizes {
+  int64_t block_weights = 0;  // of the matrices of one block
+  int64_t head_weights = 0;   // vocabulary x hidden
+  int64_t total_weights = 0;
+  int64_t packed_bytes = 0;
+  int64_t header_bytes = 0;  // of model.safetensors
+};
+
+ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
+  ModelSizes sizes;
+  sizes.head_weights = int64_t{config.vocab_size} * config.hidden_size;
+  int64_t block_weights = 0;
+  // Dtype, shape, offsets and punctuation of one entry of the header, beside the name.
+  constexpr int64_t kEntryBytes = 70;
+  for (const TensorSpec& spec : ModelTensors(config)) {
+    const int64_t name_bytes = static_cast<int64_t>(spec.name.size()) + kEntryBytes;
+    if (spec.kind == TensorSpec::Kind::kVector) {
+      sizes.packed_bytes += spec.shape[0] * static_cast<int64_t>(sizeof(float));
+      sizes.header_bytes += name_bytes;
+      continue;
+    }
+    const int64_t weights = spec.shape[0] * spec.shape[1];
+    sizes.total_weights += weights;
+    if (spec.kind == TensorSpec::Kind::kBlockMatrix) block_weights += weights;
+    const int cols = static_cast<int>(spec.shape[1]);
+    const auto matrix = FormatOf(format, spec.kind, cols);
+    if (!matrix.has_value()) {
+      sizes.packed_bytes += weights * static_cast<int64_t>(sizeof(uint16_t));
+      sizes.header_bytes += name_bytes;
+      continue;
+    }
+    const PackedTensor tensor{.rows = static_cast<int>(spec.shape[0]),
+                              .cols = cols,
+                              .bits = matrix->bits,
+                              .group_size = matrix->group_size,
+                              .symmetric = matrix->symmetric};
+    sizes.packed_bytes += tensor.size_bytes();
+    sizes.header_bytes += (name_bytes + 10) * (matrix->symmetric ? 2 : 3);
+  }
+  sizes.block_weights = block_weights / config.num_hidden_layers;
+  return sizes;
+}
+
+absl::Status CheckLength(absl::string_view field, const std::optional<int>& length,
+                         const ModelConfig& config) {
+  if (!length.has_value() || *length <= config.max_position_embeddings) return absl::OkStatus();
+  return Wrong(field, absl::StrCat("is ", *length, ", the model's context is ",
+                                   config.max_position_embeddings, " tokens"));
+}
+
+absl::Status CheckBatch(absl::string_view where, int batch_size, int sample_count) {
+  if (sample_count % batch_size == 0) return absl::OkStatus();
+  return Wrong(absl::StrCat(where, ".batch_size"),
+               absl::StrCat("is ", batch_size, ", wanted a divisor of ", where,
+                            ".sample_count, which is ", sample_count));
+}
+
+// Settings that the method would not use are refused: silence would look like an effect.
+absl::Status CheckUsed(const Task& task) {
+  const auto refuse = [&](absl::string_view field) {
+    return Wrong(field, absl::StrCat("is set, but method ", MethodName(task.method),
+                                     " does not use it; remove it or change the method"));
+  };
+  const BlockApSettings& block = task.block_ap;
+  const bool has_block = block.sample_count || block.sequence_length_tokens || block.epoch_count ||
+                         block.batch_size || block.weight_learning_rate ||
+                         block.quant_learning_rate || block.zero_point_learning_rate ||
+                         block.validation_sample_count;
+  const E2eQpSettings& e2e = task.e2e_qp;
+  const bool has_e2e = e2e.sample_count || e2e.sequence_length_tokens || e2e.epoch_count ||
+                       e2e.batch_size || e2e.learning_rate || e2e.loss;
+  const bool trains = task.method != QuantMethod::kRtn;
+  if (!trains && has_block) return refuse("block_ap");
+  if (task.method != QuantMethod::kBlockApE2eQp && has_e2e) return refuse("e2e_qp");
+  if (!trains && !task.calibration_path.empty()) return refuse("calibration");
+  return absl::OkStatus();
+}
+
+absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
+  if (!task.evaluation_path.empty() &&
+      task.evaluation_chunk_tokens > config.max_position_embeddings) {
+    return Wrong("evaluation.chunk_tokens",
+                 absl::StrCat("is ", task.evaluation_chunk_tokens, ", the model's context is ",
+                              config.max_position_embeddings, " tokens"));
+  }
+  if (task.method == QuantMethod::kRtn) return absl::OkStatus();
+  const BlockApSettings& block = task.block_ap;
+  RETURN_IF_ERROR(
+      CheckLength("block_ap.sequence_length_tokens", block.sequence_length_tokens, config));
+  RETURN_IF_ERROR(CheckBatch("block_ap", *block.batch_size, *block.sample_count));
+  if (task.format.symmetric && *block.zero_point_learning_rate > 0) {
+    return Wrong("block_ap.zero_point_learning_rate",
+                 absl::StrCat("is ", *block.zero_point_learning_rate,
+                              ", but a symmetric format has no zero points; wanted 0"));
+  }
+  if (task.method == QuantMethod::kBlockAp) return absl::OkStatus();
+  RETURN_IF_ERROR(
+      CheckLength("e2e_qp.sequence_length_tokens", task.e2e_qp.sequence_length_tokens, config));
+  return CheckBatch("e2e_qp", *task.e2e_qp.batch_size, *task.e2e_qp.sample_count);
+}
+
+absl::Duration FlopTime(double flop, double gflops) { return absl::Seconds(flop / (gflops * 1e9)); }
+
+// What the stages of one run cost. Formulas: T tokens, L blocks of p weights, h hidden size, s
+// sequence length, V vocabulary; everything in 32-bit floats on a CPU.
+class CostModel {
+ public:
+  CostModel(const Task& task, const ModelConfig& config, const Machine& machine)
+      : task_(task), config_(config), machine_(machine), sizes_(SizesOf(config, task.format)) {}
+
+  int64_t artifact_bytes() const {
+    return sizes_.packed_bytes + sizes_.header_bytes + kManifestBytes +
+           kTokenizerBytesPerEntry * config_.vocab_size;
+  }
+
+  std::vector<StageCost> Stages() const {
+    std::vector<StageCost> stages = {Loading()};
+    if (task_.method != QuantMethod::kRtn) {
+      stages.push_back(Calibrating());
+      stages.push_back(BlockAp());
+    }
+    if (task_.method == QuantMethod::kBlockApE2eQp) stages.push_back(E2eQp());
+    stages.push_back(Packing());
+    stages.push_back(Evaluating());
+    stages.push_back({.stage = Stage::kPublishing,
+                      .duration = absl::Seconds(1 + artifact_bytes() / 200e6),
+                      .host_memory_bytes = kProgramBytes,
+                      .disk_bytes = artifact_bytes()});
+    return stages;
+  }
+
+ private:
+  int64_t source_bytes() const { return sizes_.total_weights * machine_.source_bytes_per_weight; }
+  absl::Duration InferenceTime(double tokens) const {
+    return FlopTime(2.0 * tokens * static_cast<double>(inference_weights()),
+                    machine_.gflops * kInferenceShare);
+  }
+  // Weights that one token is multiplied with: the blocks and the head, tied or not.
+  int64_t inference_weights() const {
+    return sizes_.block_weights * config_.num_hidden_layers + sizes_.head_weights;
+  }
+  // Keys and values of `tokens` tokens, in floats.
+  int64_t KvBytes(int64_t tokens) const {
+    return tokens * config_.num_hidden_layers * 2 * config_.kv_size() * 4;
+  }
+
+  StageCost Loading() const {
+    return {.stage = Stage::kLoading,
+            .duration = absl::Seconds(1 + static_cast<double>(source_bytes()) / 500e6),
+            .host_memory_bytes = kProgramBytes + source_bytes()};
+  }
+
+  StageCost Calibrating() const {
+    const CalibrationShape shape = CalibrationShapeOf(task_);
+    const int64_t tokens = int64_t{shape.num_sequences} * shape.length_tokens;
+    const int64_t running = std::min(shape.num_sequences, 64);
+    const bool sampled = task_.calibration_path.empty();
+    return {.stage = Stage::kCalibrating,
+            .duration = sampled ? InferenceTime(static_cast<double>(tokens)) : absl::Seconds(5),
+            .host_memory_bytes =
+                kProgramBytes + source_bytes() +
+                (sampled ? source_bytes() + KvBytes(running * shape.length_tokens) : 0),
+            .disk_bytes = tokens * static_cast<int64_t>(sizeof(int32_t))};
+  }
+
+  // Training 6p + attention for each token and epoch; the source's pass, the quantized pass and the
+  // validation 2p each. Memory: the caches of both streams and the targets, one block in training
+  // (value, gradient, two moments, fake-quantized copy), its activations.
+  StageCost BlockAp() const {
+    const BlockApSettings& block = task_.block_ap;
+    const double p = static_cast<double>(sizes_.block_weights);
+    const double s = *block.sequence_length_tokens;
+    const double h = config_.hidden_size;
+    const double train = static_cast<double>(*block.sample_count) * s;
+    const double validation = static_cast<double>(*block.validation_sample_count) * s;
+    const double flop = train * *block.epoch_count * (6 * p + 12 * s * h) +
+                        (train + validation) * 2 * (2 * p + 4 * s * h) +
+                        validation * *block.epoch_count * (2 * p + 4 * s * h);
+    const double caches = 3 * (train + validation) * h * 4;
+    const double tokens = *block.batch_size * s;
+    const double activations =
+        tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
+    return {.stage = Stage::kBlockAp,
+            .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
+            .host_memory_bytes = kProgramBytes + source_bytes() +
+                                 static_cast<int64_t>(caches + activations + 24 * p),
+            .disk_bytes = 2 * sizes_.packed_bytes};
+  }
+
+  // Forward and backward through the student 6, the teacher 2 for each weight and token. Memory:
+  // packed weights, scales with gradient and moments, one input for each block, one block's
+  // activations, logits of student and teacher with their gradients.
+  StageCost E2eQp() const {
+    const E2eQpSettings& e2e = task_.e2e_qp;
+    const double s = *e2e.sequence_length_tokens;
+    const double h = config_.hidden_size;
+    const double layers = config_.num_hidden_layers;
+    const double weights = static_cast<double>(inference_weights());
+    const double teacher = e2e.loss == E2eLoss::kDistillation ? 2 : 0;
+    const double tokens = static_cast<double>(*e2e.sample_count) * s * *e2e.epoch_count;
+    const double flop = tokens * ((6 + teacher) * weights + 8 * s * h * layers);
+    const double scales = layers * static_cast<double>(sizes_.block_weights) /
+                          (task_.format.group_size == 0 ? h : task_.format.group_size);
+    const double memory = static_cast<double>(sizes_.packed_bytes) + 16 * scales +
+                          4 * s * h * layers + s * 4 * (24 * h + 10.0 * config_.intermediate_size) +
+                          16 * s * config_.vocab_size +
+                          4.0 * static_cast<double>(sizes_.head_weights) +
+                          12.0 * static_cast<double>(sizes_.block_weights);
+    return {.stage = Stage::kE2eQp,
+            .duration = FlopTime(flop, machine_.gflops),
+            .host_memory_bytes = kProgramBytes + source_bytes() + static_cast<int64_t>(memory),
+            .disk_bytes = sizes_.packed_bytes};
+  }
+
+  StageCost Packing() const {
+    return {.stage = Stage::kPacking,
+            .duration = absl::Seconds(static_cast<double>(sizes_.total_weights) / 50e6),
+            .host_memory_bytes = kProgramBytes + source_bytes() + 2 * sizes_.packed_bytes,
+            .disk_bytes = artifact_bytes()};
+  }
+
+  StageCost Evaluating() const {
+    const int64_t length = std::min<int64_t>(kEvaluationTokens, config_.max_position_embeddings);
+    const int64_t sampled = kEvaluationSequences * length;
+    const int64_t text = task_.evaluation_path.empty() ? 0
+                                                       : int64_t{task_.evaluation_chunk_tokens} *
+                                                             task_.evaluation_max_chunk_count;
+    // Sampled once, then scored by the source, round-to-nearest and the result.
+    const double tokens = static_cast<double>(sampled + 3 * (sampled + text));
+    return {.stage = Stage::kEvaluating,
+            .duration = InferenceTime(tokens),
+            .host_memory_bytes = kProgramBytes + 2 * source_bytes() + 4 * sizes_.packed_bytes +
+                                 3 * KvBytes(sampled)};
+  }
+
+  const Task& task_;
+  const ModelConfig& config_;
+  const Machine& machine_;
+  const ModelSizes sizes_;
+};
+
+absl::Status CheckMemory(const std::vector<StageCost>& stages, const Machine& machine) {
+  if (machine.memory_bytes <= 0) return absl::OkStatus();
+  const auto largest =
+      std::max_element(stages.begin(), stages.end(), [](const StageCost& a, const StageCost& b) {
+        return a.host_memory_bytes < b.host_memory_bytes;
+      });
+  if (largest->host_memory_bytes <= machine.memory_bytes) return absl::OkStatus();
+  constexpr double kGib = 1 << 30;
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "stage %s needs %.1f GiB of memory, the machine has %.1f GiB; ask for fewer or shorter "
+      "samples, or use a larger machine",
+      StageName(largest->stage), static_cast<double>(largest->host_memory_bytes) / kGib,
+      static_cast<double>(machine.memory_bytes) / kGib));
+}
+
+}  // namespace
+
+absl::string_view StageName(Stage stage) {
+  switch (stage) {
+    case Stage::kLoading:
+      return "LOADING";
+    case Stage::kCalibrating:
+      return "CALIBRATING";
+    case Stage::kBlockAp:
+      return "BLOCK_AP";
+    case Stage::kE2eQp:
+      return "E2E_QP";
+    case Stage::kPacking:
+      return "PACKING";
+    case Stage::kEvaluating:
+      return "EVALUATING";
+    case Stage::kPublishing:
+      return "PUBLISHING";
+  }
+  return "";
+}
+
+CalibrationShape CalibrationShapeOf(const Task& resolved) {
+  if (resolved.method == QuantMethod::kRtn) return {};
+  const BlockApSettings& block = resolved.block_ap;
+  CalibrationShape shape{.num_sequences = *block.sample_count + *block.validation_sample_count,
+                         .length_tokens = *block.sequence_length_tokens};
+  if (resolved.method == QuantMethod::kBlockApE2eQp) {
+    shape.num_sequences = std::max(shape.num_sequences, *resolved.e2e_qp.sample_count);
+    shape.length_tokens = std::max(shape.length_tokens, *resolved.e2e_qp.sequence_length_tokens);
+  }
+  return shape;
+}
+
+absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
+                                    const Machine& machine) {
+  RETURN_IF_ERROR(config.Validate());
+  RETURN_IF_ERROR(task.format.Validate());
+  RETURN_IF_ERROR(CheckUsed(task));
+  PlanResult plan{.resolved = task};
+  ApplyPreset(config, plan.resolved);
+  RETURN_IF_ERROR(CheckResolved(plan.resolved, config));
+  const CostModel costs(plan.resolved, config, machine);
+  plan.stages = costs.Stages();
+  plan.artifact_size_bytes = costs.artifact_bytes();
+  RETURN_IF_ERROR(CheckMemory(plan.stages, machine));
+  return plan;
+}
+
+}  // namespace quern

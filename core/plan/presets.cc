@@ -1,0 +1,130 @@
+#include "core/plan/presets.h"
+
+#include <absl/strings/string_view.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/model/tensor_names.h"
+
+namespace quern {
+namespace {
+
+// A rate known at two numbers of steps.
+struct RateCurve {
+  double few_steps;  // measured on a 135M model within minutes
+  double few_rate;
+  double many_steps;  // the published recipe's
+  double many_rate;
+
+  // Along the power law through both points, constant outside them.
+  double At(double steps) const {
+    const double x = std::clamp(steps, few_steps, many_steps);
+    const double exponent = std::log(many_rate / few_rate) / std::log(many_steps / few_steps);
+    return few_rate * std::pow(x / few_steps, exponent);
+  }
+};
+
+struct Rates {
+  RateCurve weight;
+  RateCurve scale;
+  RateCurve e2e;  // relative to the mean scale
+};
+
+Rates RatesFor(int bits) {
+  switch (bits) {
+    case 2:
+      return {{32, 1.5e-3, 4096, 2e-5}, {32, 2.5e-3, 4096, 1e-4}, {32, 4e-3, 128, 1e-3}};
+    case 3:
+      return {{16, 7e-4, 4096, 1e-5}, {16, 1e-3, 4096, 1e-4}, {16, 2.5e-3, 128, 1e-3}};
+    case 4:
+      return {{16, 3e-4, 4096, 1e-5}, {16, 5e-4, 4096, 1e-4}, {16, 1e-3, 128, 1e-3}};
+    default:  // 8 bits start next to the source: small steps that cannot lead away from it
+      return {{4, 2e-5, 4096, 1e-6}, {4, 5e-5, 4096, 1e-5}, {4, 1e-4, 128, 1e-4}};
+  }
+}
+
+// Amount of data. Two epochs need a validation set, else the better one is not known.
+struct Amount {
+  int sample_count;
+  int sequence_length_tokens;
+  int epoch_count;
+  int batch_size;
+  int validation_sample_count;
+  int e2e_sample_count;
+  int e2e_batch_size;
+};
+
+Amount AmountFor(Preset preset, int bits, bool large) {
+  if (bits == 8) {
+    const int samples = preset == Preset::kQuick ? 4 : preset == Preset::kStandard ? 16 : 64;
+    return {samples, 512, 1, 1, 0, samples, 1};
+  }
+  const int factor = bits == 2 ? 2 : 1;  // two bits need about twice the steps
+  switch (preset) {
+    case Preset::kQuick:
+      return {16 * factor, 512, 1, 1, 0, 16 * factor, 1};
+    case Preset::kStandard:
+      if (large) return {512 * factor, 2048, 2, 2, 16, 256 * factor, 4};
+      return {128 * factor, 1024, 1, 1, 0, 128 * factor, 2};
+    case Preset::kBest:
+      if (large) return {4096, 2048, 2, 2, 64, 4096, 32};
+      return {512 * factor, 1024, 2, 1, 16, 512 * factor, 4};
+  }
+  return {};
+}
+
+int64_t NumParameters(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const TensorSpec& spec : ModelTensors(config)) {
+    int64_t product = 1;
+    for (int64_t dim : spec.shape) product *= dim;
+    count += product;
+  }
+  return count;
+}
+
+template <typename T>
+void Default(std::optional<T>& field, T value) {
+  if (!field.has_value()) field = value;
+}
+
+double Steps(int sample_count, int epoch_count, int batch_size) {
+  return static_cast<double>(sample_count) * epoch_count / batch_size;
+}
+
+}  // namespace
+
+void ApplyPreset(const ModelConfig& config, Task& task) {
+  if (task.method == QuantMethod::kRtn) return;
+  constexpr int64_t kLargeParameters = 1'000'000'000;
+  const bool large = NumParameters(config) >= kLargeParameters;
+  const Amount amount = AmountFor(task.preset, task.format.bits, large);
+  const Rates rates = RatesFor(task.format.bits);
+  const int length = std::min(amount.sequence_length_tokens, config.max_position_embeddings);
+
+  BlockApSettings& block = task.block_ap;
+  Default(block.sample_count, amount.sample_count);
+  Default(block.sequence_length_tokens, length);
+  Default(block.epoch_count, amount.epoch_count);
+  Default(block.batch_size, std::gcd(amount.batch_size, *block.sample_count));
+  Default(block.validation_sample_count,
+          *block.epoch_count > 1 ? std::max(amount.validation_sample_count, 4) : 0);
+  const double block_steps = Steps(*block.sample_count, *block.epoch_count, *block.batch_size);
+  Default(block.weight_learning_rate, rates.weight.At(block_steps));
+  Default(block.quant_learning_rate, rates.scale.At(block_steps));
+  Default(block.zero_point_learning_rate, 0.0);
+  if (task.method == QuantMethod::kBlockAp) return;
+
+  E2eQpSettings& e2e = task.e2e_qp;
+  Default(e2e.sample_count, amount.e2e_sample_count);
+  Default(e2e.sequence_length_tokens, length);
+  Default(e2e.epoch_count, 1);
+  Default(e2e.batch_size, std::gcd(amount.e2e_batch_size, *e2e.sample_count));
+  Default(e2e.learning_rate,
+          rates.e2e.At(Steps(*e2e.sample_count, *e2e.epoch_count, *e2e.batch_size)));
+  Default(e2e.loss, E2eLoss::kDistillation);
+}
+
+}  // namespace quern

@@ -1,0 +1,269 @@
+#include "core/quant/block_ap.h"
+
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "core/artifact/pack.h"
+#include "core/base/log.h"
+#include "core/base/status_macros.h"
+#include "core/model/tensor_names.h"
+#include "core/quant/adam.h"
+
+namespace quern {
+namespace {
+
+// After a rewind every rate is this much smaller.
+constexpr double kRewindRateFactor = 0.1;
+// A token whose error is ten times its target's size has a loss of 100: no start is that bad.
+constexpr double kDivergedLoss = 100;
+
+// |output - target|^2 / |target|^2, mean over tokens.
+at::Tensor TokenLoss(const at::Tensor& output, const at::Tensor& target) {
+  const at::Tensor error = (output - target).square().sum(-1);
+  return (error / target.square().sum(-1).clamp_min(1e-12)).mean();
+}
+
+// The norm weights of a block that exist.
+std::vector<at::Tensor*> Norms(TorchBlock& block) {
+  std::vector<at::Tensor*> norms;
+  for (at::Tensor* norm :
+       {&block.input_norm, &block.post_attention_norm, &block.q_norm, &block.k_norm}) {
+    if (norm->defined()) norms.push_back(norm);
+  }
+  return norms;
+}
+
+// What a step of training needs, and nothing else of the run.
+class BlockTrainer {
+ public:
+  BlockTrainer(const BlockApContext& context, int layer, const TorchBlock& source,
+               const ActivationStore& inputs, const ActivationStore& targets)
+      : context_(context), layer_(layer), block_(source), inputs_(inputs), targets_(targets) {
+    num_validation_ = *context.settings.validation_sample_count;
+    num_train_ = *context.settings.sample_count;
+    batch_size_ = *context.settings.batch_size;
+    steps_per_epoch_ = (num_train_ + batch_size_ - 1) / batch_size_;
+  }
+
+  absl::StatusOr<TrainedBlock> Train(const InputSquares& squares);
+
+ private:
+  void Start(const InputSquares& squares);
+  // The block with its weights fake-quantized as they are now.
+  TorchBlock Student() const;
+  at::Tensor Loss(const TorchBlock& student, int64_t begin, int64_t count) const;
+  double ValidationLoss() const;
+  // ABORTED when it diverges.
+  absl::Status RunEpoch(int epoch, double rate_factor);
+  absl::StatusOr<TrainedBlock> Pack() const;
+
+  std::vector<AdamGroup::Snapshot> Save() const {
+    std::vector<AdamGroup::Snapshot> snapshots;
+    for (const AdamGroup& group : groups_) snapshots.push_back(group.Save());
+    return snapshots;
+  }
+  void Restore(const std::vector<AdamGroup::Snapshot>& snapshots) {
+    for (size_t i = 0; i < groups_.size(); ++i) groups_[i].Restore(snapshots[i]);
+  }
+
+  const BlockApContext& context_;
+  const int layer_;
+  TorchBlock block_;  // weights and norms are leaves once training has started
+  const ActivationStore& inputs_;
+  const ActivationStore& targets_;
+  int64_t num_train_ = 0;
+  int64_t num_validation_ = 0;
+  int64_t batch_size_ = 0;
+  int64_t steps_per_epoch_ = 0;
+  std::array<QuantParameters, kNumBlockMatrices> quant_;
+  std::vector<AdamGroup> groups_;
+  double last_loss_ = 0;
+};
+
+void BlockTrainer::Start(const InputSquares& squares) {
+  std::vector<at::Tensor> weights;
+  std::vector<at::Tensor> scales;
+  std::vector<at::Tensor> zero_points;
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    at::Tensor& weight = block_.linears[i].weight;
+    weight = weight.clone();
+    // q stands for k and v, gate for up: they have the same inputs.
+    const int observed = i == kKProj || i == kVProj ? kQProj : i == kUpProj ? kGateProj : i;
+    quant_[i] = SearchQuantParameters(
+        weight, squares.sums[observed] / static_cast<double>(squares.num_tokens), context_.format);
+    weights.push_back(weight);
+    scales.push_back(quant_[i].scale);
+    if (!quant_[i].symmetric) zero_points.push_back(quant_[i].zero_point);
+  }
+  for (at::Tensor* norm : Norms(block_)) {
+    *norm = norm->clone();
+    weights.push_back(*norm);
+  }
+  const BlockApSettings& settings = context_.settings;
+  const auto add = [&](std::vector<at::Tensor> parameters, double rate) {
+    if (rate > 0) groups_.emplace_back(std::move(parameters), rate);
+  };
+  add(std::move(weights), *settings.weight_learning_rate);
+  add(std::move(scales), *settings.quant_learning_rate);
+  add(std::move(zero_points), *settings.zero_point_learning_rate);
+}
+
+TorchBlock BlockTrainer::Student() const {
+  TorchBlock student = block_;
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    student.linears[i].weight = FakeQuantize(block_.linears[i].weight, quant_[i]);
+  }
+  return student;
+}
+
+at::Tensor BlockTrainer::Loss(const TorchBlock& student, int64_t begin, int64_t count) const {
+  TorchOps ops(context_.config, context_.rotary);
+  return TokenLoss(RunBlock(ops, layer_, student, inputs_.Rows(begin, count)),
+                   targets_.Rows(begin, count));
+}
+
+double BlockTrainer::ValidationLoss() const {
+  const at::NoGradGuard no_grad;
+  const TorchBlock student = Student();
+  double sum = 0;
+  for (int64_t i = 0; i < num_validation_; ++i) {
+    sum += Loss(student, num_train_ + i, 1).item<double>();
+  }
+  return sum / static_cast<double>(num_validation_);
+}
+
+absl::Status BlockTrainer::RunEpoch(int epoch, double rate_factor) {
+  const int64_t num_steps = steps_per_epoch_ * *context_.settings.epoch_count;
+  double sum = 0;
+  for (int64_t i = 0; i < steps_per_epoch_; ++i) {
+    if (context_.cancelled && context_.cancelled()) {
+      return absl::CancelledError(absl::StrCat("stopped in block ", layer_));
+    }
+    const int64_t step = epoch * steps_per_epoch_ + i;
+    const int64_t begin = i * batch_size_;
+    const at::Tensor loss = Loss(Student(), begin, std::min(batch_size_, num_train_ - begin));
+    const double value = loss.item<double>();
+    if (!(value < kDivergedLoss)) {
+      return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer_, ", step ", step, " of ",
+                                             num_steps, ": loss is ", value));
+    }
+    sum += value;
+    loss.backward();
+    for (AdamGroup& group : groups_) {
+      group.Step(rate_factor * CosineRate(group.rate(), step, num_steps));
+    }
+  }
+  last_loss_ = sum / static_cast<double>(steps_per_epoch_);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<TrainedBlock> BlockTrainer::Train(const InputSquares& squares) {
+  Start(squares);
+  const bool validates = num_validation_ > 0;
+  double best_loss = validates ? ValidationLoss() : 0;
+  std::vector<AdamGroup::Snapshot> good = Save();
+  std::vector<AdamGroup::Snapshot> best;
+  if (validates) best = good;
+  double rate_factor = 1;
+  for (int epoch = 0; epoch < *context_.settings.epoch_count && !groups_.empty(); ++epoch) {
+    absl::Status status = RunEpoch(epoch, rate_factor);
+    if (absl::IsAborted(status) && rate_factor == 1) {
+      LOG(WARNING) << "training rewound block=" << layer_ << " epoch=" << epoch << " reason=\""
+                   << status.message() << "\"";
+      Restore(good);
+      rate_factor = kRewindRateFactor;
+      status = RunEpoch(epoch, rate_factor);
+    }
+    RETURN_IF_ERROR(status);
+    if (validates) {
+      const double loss = ValidationLoss();
+      if (loss < best_loss) {
+        best_loss = loss;
+        best = Save();
+      }
+    }
+    if (epoch + 1 < *context_.settings.epoch_count) good = Save();
+  }
+  if (validates) {
+    Restore(best);
+    last_loss_ = best_loss;
+  }
+  return Pack();
+}
+
+absl::StatusOr<TrainedBlock> BlockTrainer::Pack() const {
+  TrainedBlock trained{.loss = last_loss_};
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    const std::string name =
+        BlockTensorName(layer_, absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".weight"));
+    absl::StatusOr<PackedTensor> packed = PackTrained(block_.linears[i].weight, quant_[i]);
+    if (!packed.ok()) {
+      return absl::AbortedError(
+          absl::StrCat("DIVERGED: block ", layer_, ", ", name, ": ", packed.status().message()));
+    }
+    trained.matrices[name] = *std::move(packed);
+  }
+  const auto add = [&](const std::string& suffix, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    const at::Tensor values = tensor.detach().cpu().contiguous();
+    const float* data = values.const_data_ptr<float>();
+    trained.vectors[BlockTensorName(layer_, suffix)] = {data, data + values.numel()};
+  };
+  add("input_layernorm.weight", block_.input_norm);
+  add("post_attention_layernorm.weight", block_.post_attention_norm);
+  add("self_attn.q_norm.weight", block_.q_norm);
+  add("self_attn.k_norm.weight", block_.k_norm);
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    add(absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".bias"), block_.linears[i].bias);
+  }
+  for (const auto& [name, values] : trained.vectors) {
+    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+      return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer_, ", ", name,
+                                             ": training left values that are not finite"));
+    }
+  }
+  return trained;
+}
+
+}  // namespace
+
+absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer,
+                                        const TorchBlock& source, const ActivationStore& inputs,
+                                        const ActivationStore& targets,
+                                        const InputSquares& squares) {
+  return BlockTrainer(context, layer, source, inputs, targets).Train(squares);
+}
+
+TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,
+                        at::Device device) {
+  TorchBlock block;
+  const auto vector = [&](absl::string_view suffix) {
+    const auto found = trained.vectors.find(BlockTensorName(layer, suffix));
+    if (found == trained.vectors.end()) return at::Tensor();
+    return at::tensor(found->second).to(device);
+  };
+  block.input_norm = vector("input_layernorm.weight");
+  block.post_attention_norm = vector("post_attention_layernorm.weight");
+  block.q_norm = vector("self_attn.q_norm.weight");
+  block.k_norm = vector("self_attn.k_norm.weight");
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    const std::string name = BlockMatrixName(BlockMatrix(i));
+    const PackedTensor& packed = trained.matrices.at(BlockTensorName(layer, name + ".weight"));
+    TorchLinear& linear = block.linears[i];
+    linear.bias = vector(name + ".bias");
+    if (form == WeightForm::kDense) {
+      linear.weight = ToDense(packed, device);
+    } else {
+      linear.coded = ToCodedMatrix(packed, device);
+      linear.scale =
+          at::tensor(UnpackScales(packed)).view({packed.rows, packed.num_groups()}).to(device);
+    }
+  }
+  return block;
+}
+
+}  // namespace quern

@@ -1,0 +1,303 @@
+#include "core/quant/e2e_qp.h"
+
+#include <absl/strings/str_cat.h>
+#include <absl/time/clock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "core/artifact/pack.h"
+#include "core/base/log.h"
+#include "core/base/status_macros.h"
+#include "core/model/tensor_names.h"
+#include "core/quant/adam.h"
+#include "core/quant/block_ap.h"
+
+namespace quern {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+constexpr double kMaxGradNorm = 0.3;
+constexpr double kWarmUpShare = 0.03;
+constexpr double kRewindRateFactor = 0.1;
+
+// The gradient of a mean loss over rows is known as soon as the loss is, so forward computes both
+// and backward only scales.
+class HeadLoss : public Function<HeadLoss> {
+ public:
+  // What is compared with; either the teacher's two are defined, or the targets.
+  struct Reference {
+    at::Tensor teacher_hidden;
+    at::Tensor teacher_head;
+    at::Tensor targets;
+  };
+
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
+                            const at::Tensor& head, const Reference& reference) {
+    constexpr int64_t kSliceRows = 128;
+    const int64_t num_rows = hidden.size(0);
+    at::Tensor grad = at::empty_like(hidden);
+    double sum = 0;
+    for (int64_t begin = 0; begin < num_rows; begin += kSliceRows) {
+      const int64_t count = std::min(kSliceRows, num_rows - begin);
+      const at::Tensor log_p = at::linear(hidden.narrow(0, begin, count), head).log_softmax(1);
+      at::Tensor grad_logits = log_p.exp();
+      if (reference.targets.defined()) {
+        const at::Tensor target = reference.targets.narrow(0, begin, count).unsqueeze(1);
+        sum -= log_p.gather(1, target).sum().item<double>();
+        grad_logits.scatter_add_(1, target, at::full({count, 1}, -1.0, hidden.options()));
+      } else {
+        at::Tensor log_q =
+            at::linear(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head)
+                .log_softmax(1);
+        const at::Tensor q = log_q.exp();
+        grad_logits.sub_(q);
+        sum += log_q.sub_(log_p).mul_(q).sum().item<double>();
+      }
+      at::Tensor rows = grad.narrow(0, begin, count);
+      at::mm_out(rows, grad_logits, head);
+    }
+    context->save_for_backward({grad.mul_(1.0 / static_cast<double>(num_rows))});
+    return at::full({}, sum / static_cast<double>(num_rows), hidden.options());
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
+    return {context->get_saved_variables()[0] * grad_outputs[0], at::Tensor(), at::Tensor()};
+  }
+};
+
+std::vector<float> ToFloats(const at::Tensor& tensor) {
+  const at::Tensor host = tensor.detach().cpu().contiguous();
+  const float* data = host.const_data_ptr<float>();
+  return {data, data + host.numel()};
+}
+
+bool FromFloats(const std::vector<float>& values, at::Tensor& tensor) {
+  if (static_cast<int64_t>(values.size()) != tensor.numel()) return false;
+  const at::NoGradGuard no_grad;
+  tensor.copy_(at::tensor(values).view(tensor.sizes()));
+  return true;
+}
+
+class ScaleTrainer {
+ public:
+  ScaleTrainer(const E2eQpContext& context, const at::Tensor& token_ids,
+               const ActivationStore& source_states, const OuterTensors& source,
+               const OuterTensors& student, std::vector<TrainedBlock>& blocks)
+      : context_(context),
+        token_ids_(token_ids),
+        source_states_(source_states),
+        source_(source),
+        trained_(blocks) {
+    model_.embedding = student.embedding;
+    model_.final_norm = student.final_norm;
+    model_.head = student.head;
+    num_sequences_ = *context.settings.sample_count;
+    batch_size_ = *context.settings.batch_size;
+    steps_per_epoch_ = (num_sequences_ + batch_size_ - 1) / batch_size_;
+    num_steps_ = steps_per_epoch_ * *context.settings.epoch_count;
+  }
+
+  absl::Status Train();
+
+ private:
+  // The scales of the blocks as they came, and fresh moments.
+  void Start();
+  bool GoOn(E2eState& state);
+  absl::Status Save();
+  // Steps from num_steps_done_ on. ABORTED when it diverges.
+  absl::Status RunSteps();
+  at::Tensor SequenceLoss(int64_t sequence);
+  double StepGradients(int64_t step);
+  void ClipGradients();
+  absl::Status StoreScales();
+
+  const E2eQpContext& context_;
+  const at::Tensor& token_ids_;
+  const ActivationStore& source_states_;
+  const OuterTensors& source_;
+  std::vector<TrainedBlock>& trained_;
+  TorchModel model_;
+  std::vector<AdamGroup> groups_;  // one for each matrix, in the order of blocks and matrices
+  int64_t num_sequences_ = 0;
+  int64_t batch_size_ = 0;
+  int64_t steps_per_epoch_ = 0;
+  int64_t num_steps_ = 0;
+  int64_t num_steps_done_ = 0;
+  double rate_factor_ = 1;
+  double first_loss_ = 0;
+};
+
+void ScaleTrainer::Start() {
+  model_.blocks.clear();
+  groups_.clear();
+  num_steps_done_ = 0;
+  for (size_t layer = 0; layer < trained_.size(); ++layer) {
+    model_.blocks.push_back(ToTorchBlock(static_cast<int>(layer), trained_[layer],
+                                         WeightForm::kCoded, token_ids_.device()));
+    for (TorchLinear& linear : model_.blocks.back().linears) {
+      const double mean_scale = linear.scale.abs().mean().item<double>();
+      groups_.emplace_back(std::vector<at::Tensor>{linear.scale},
+                           *context_.settings.learning_rate * mean_scale);
+    }
+  }
+}
+
+bool ScaleTrainer::GoOn(E2eState& state) {
+  if (state.tensors.size() != 3 * groups_.size()) return false;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    at::Tensor scale = groups_[i].parameters()[0];
+    if (!FromFloats(state.tensors[3 * i], scale) ||
+        !FromFloats(state.tensors[3 * i + 1], groups_[i].first_moments()[0]) ||
+        !FromFloats(state.tensors[3 * i + 2], groups_[i].second_moments()[0])) {
+      return false;
+    }
+    groups_[i].set_num_steps(state.num_steps_done);
+  }
+  num_steps_done_ = state.num_steps_done;
+  rate_factor_ = state.rate_factor;
+  first_loss_ = state.first_loss;
+  return true;
+}
+
+absl::Status ScaleTrainer::Save() {
+  E2eState state{
+      .num_steps_done = num_steps_done_, .rate_factor = rate_factor_, .first_loss = first_loss_};
+  for (AdamGroup& group : groups_) {
+    state.tensors.push_back(ToFloats(group.parameters()[0]));
+    state.tensors.push_back(ToFloats(group.first_moments()[0]));
+    state.tensors.push_back(ToFloats(group.second_moments()[0]));
+  }
+  return context_.directory.SaveE2e(state);
+}
+
+at::Tensor ScaleTrainer::SequenceLoss(int64_t sequence) {
+  TorchModel rounded = model_;
+  for (TorchBlock& block : rounded.blocks) {
+    for (TorchLinear& linear : block.linears) linear.scale = RoundScale(linear.scale);
+  }
+  const at::Tensor ids = token_ids_.narrow(0, sequence, 1);
+  TorchOps ops(context_.config, context_.rotary, ids);
+  at::Tensor x = ops.Embed(rounded);
+  for (size_t layer = 0; layer < rounded.blocks.size(); ++layer) {
+    x = RunBlock(ops, static_cast<int>(layer), rounded.blocks[layer], std::move(x));
+  }
+  const at::Tensor hidden = ops.Norm(x, rounded.final_norm).squeeze(0);
+  if (*context_.settings.loss == E2eLoss::kCrossEntropy) {
+    const int64_t count = ids.size(1) - 1;
+    return CrossEntropyLoss(hidden.narrow(0, 0, count), rounded.head,
+                            ids.squeeze(0).narrow(0, 1, count));
+  }
+  const at::Tensor states = source_states_.Rows(sequence, 1).squeeze(0).narrow(0, 0, ids.size(1));
+  return DistillationLoss(hidden, rounded.head, ops.Norm(states, source_.final_norm), source_.head);
+}
+
+// Sequence by sequence, so that memory holds the graph of one.
+double ScaleTrainer::StepGradients(int64_t step) {
+  const int64_t begin = step % steps_per_epoch_ * batch_size_;
+  const int64_t count = std::min(batch_size_, num_sequences_ - begin);
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const at::Tensor loss = SequenceLoss(begin + i) / static_cast<double>(count);
+    sum += loss.item<double>();
+    if (!std::isfinite(sum)) return sum;
+    loss.backward();
+  }
+  return sum;
+}
+
+void ScaleTrainer::ClipGradients() {
+  double squares = 0;
+  for (const AdamGroup& group : groups_) {
+    squares += group.parameters()[0].grad().square().sum().item<double>();
+  }
+  const double norm = std::sqrt(squares);
+  if (norm <= kMaxGradNorm) return;
+  for (AdamGroup& group : groups_) {
+    group.parameters()[0].mutable_grad().mul_(kMaxGradNorm / norm);
+  }
+}
+
+absl::Status ScaleTrainer::RunSteps() {
+  const auto num_warm_up = static_cast<int64_t>(std::ceil(kWarmUpShare * num_steps_));
+  absl::Time last_save = absl::Now();
+  while (num_steps_done_ < num_steps_) {
+    if (context_.cancelled && context_.cancelled()) {
+      return absl::CancelledError(absl::StrCat("stopped in step ", num_steps_done_, " of E2E-QP"));
+    }
+    const int64_t step = num_steps_done_;
+    const double loss = StepGradients(step);
+    if (step == 0) first_loss_ = loss;
+    if (!(loss <= 4 + 4 * first_loss_)) {
+      return absl::AbortedError(absl::StrCat("DIVERGED: E2E-QP, step ", step, " of ", num_steps_,
+                                             ": loss is ", loss, ", began at ", first_loss_));
+    }
+    ClipGradients();
+    for (AdamGroup& group : groups_) {
+      group.Step(rate_factor_ * CosineRate(group.rate(), step, num_steps_, num_warm_up));
+    }
+    ++num_steps_done_;
+    if (num_steps_done_ == num_steps_ || absl::Now() - last_save >= context_.save_interval) {
+      RETURN_IF_ERROR(Save());
+      last_save = absl::Now();
+    }
+    if (context_.on_step) context_.on_step(num_steps_done_, num_steps_, loss);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ScaleTrainer::StoreScales() {
+  size_t i = 0;
+  for (size_t layer = 0; layer < trained_.size(); ++layer) {
+    for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix, ++i) {
+      PackedTensor& packed = trained_[layer].matrices.at(BlockTensorName(
+          static_cast<int>(layer), absl::StrCat(BlockMatrixName(BlockMatrix(matrix)), ".weight")));
+      ASSIGN_OR_RETURN(
+          packed, WithScales(packed, ToFloats(RoundScale(groups_[i].parameters()[0].detach()))));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ScaleTrainer::Train() {
+  Start();
+  std::optional<E2eState> state = context_.directory.LoadE2e();
+  if (state.has_value() && !GoOn(*state)) {
+    LOG(WARNING) << "saved state of E2E-QP not used reason=\"its shapes are not the model's\"";
+    Start();
+  }
+  absl::Status status = RunSteps();
+  if (absl::IsAborted(status) && rate_factor_ == 1) {
+    LOG(WARNING) << "training rewound stage=E2E_QP reason=\"" << status.message() << "\"";
+    rate_factor_ = kRewindRateFactor;
+    Start();
+    status = RunSteps();
+  }
+  RETURN_IF_ERROR(status);
+  return StoreScales();
+}
+
+}  // namespace
+
+at::Tensor DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
+                            const at::Tensor& teacher_hidden, const at::Tensor& teacher_head) {
+  return HeadLoss::apply(hidden, head, HeadLoss::Reference{teacher_hidden, teacher_head, {}});
+}
+
+at::Tensor CrossEntropyLoss(const at::Tensor& hidden, const at::Tensor& head,
+                            const at::Tensor& targets) {
+  return HeadLoss::apply(hidden, head, HeadLoss::Reference{{}, {}, targets});
+}
+
+absl::Status TrainScales(const E2eQpContext& context, const at::Tensor& token_ids,
+                         const ActivationStore& source_states, const OuterTensors& source,
+                         const OuterTensors& student, std::vector<TrainedBlock>& blocks) {
+  return ScaleTrainer(context, token_ids, source_states, source, student, blocks).Train();
+}
+
+}  // namespace quern

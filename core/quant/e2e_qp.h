@@ -1,0 +1,62 @@
+#ifndef QUERN_CORE_QUANT_E2E_QP_H_
+#define QUERN_CORE_QUANT_E2E_QP_H_
+
+// E2E-QP (EfficientQAT, arXiv 2407.11062): the scales of all block matrices are trained together,
+// through the whole model; codes, zero points, norms, embedding and head stay. By default the loss
+// is the KL divergence to the source's next-token distribution; the source's states after its last
+// block are known from Block-AP, so the teacher costs one product with its head.
+
+#include <absl/status/status.h>
+#include <absl/time/time.h>
+
+#include <functional>
+#include <vector>
+
+#include "core/plan/task.h"
+#include "core/quant/activation_store.h"
+#include "core/quant/checkpointing.h"
+#include "core/quant/torch_ops.h"
+
+namespace quern {
+
+struct E2eQpContext {
+  const ModelConfig& config;
+  const RotaryTables& rotary;
+  const E2eQpSettings& settings;  // resolved
+  TrainingDirectory& directory;
+  // The least time between two states on disk; the result does not depend on it.
+  absl::Duration save_interval = absl::Seconds(5);
+  std::function<bool()> cancelled;  // may be empty
+  // After each step, with its mean loss in nats per token; may be empty.
+  std::function<void(int64_t step, int64_t num_steps, double loss)> on_step;
+};
+
+// What the model is besides its blocks; `head` is [vocab_size, hidden_size].
+struct OuterTensors {
+  at::Tensor embedding;
+  at::Tensor final_norm;
+  at::Tensor head;
+};
+
+// Trains the scales of `blocks` in place. token_ids: [num_sequences, num_tokens]; source_states:
+// the source's states after its last block for these tokens (its sequences may be longer: later
+// tokens do not change earlier states); source, student: as they are and as they will be served.
+//
+// Goes on from the directory's state. ABORTED with "DIVERGED" and the step when the loss is not
+// finite or has grown beyond all measure, and again after one start with smaller steps; CANCELLED.
+absl::Status TrainScales(const E2eQpContext& context, const at::Tensor& token_ids,
+                         const ActivationStore& source_states, const OuterTensors& source,
+                         const OuterTensors& student, std::vector<TrainedBlock>& blocks);
+
+// Mean loss over the rows of `hidden` [num_rows, hidden_size], differentiable in `hidden` alone,
+// without ever holding more than a slice of the logits:
+// KL(softmax(teacher_hidden * teacher_head^T) || softmax(hidden * head^T)).
+at::Tensor DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
+                            const at::Tensor& teacher_hidden, const at::Tensor& teacher_head);
+// -log softmax(hidden * head^T)[target]; targets: [num_rows] int64.
+at::Tensor CrossEntropyLoss(const at::Tensor& hidden, const at::Tensor& head,
+                            const at::Tensor& targets);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_QUANT_E2E_QP_H_

@@ -1,0 +1,88 @@
+#ifndef QUERN_CORE_QUANT_GROUP_LOOPS_H_
+#define QUERN_CORE_QUANT_GROUP_LOOPS_H_
+
+// The loops of the fake quantizer over rows of raw memory: one pass over the weights each, where
+// separate tensor operations would take ten to fifteen. Formulas: EfficientQAT (arXiv 2407.11062),
+// with the gradients of LSQ+ (arXiv 2004.09576). No LibTorch here, so that this one file can be
+// compiled with its own flags.
+//
+// A group's sum is added in an order that depends on its length alone; rows may be split over
+// threads in any way without changing a bit.
+
+#include <cstdint>
+
+namespace quern {
+
+// A matrix [rows, cols] whose rows are cut into groups of `group_size` columns, the last one
+// shorter where it does not divide. Per-group arrays are [rows, num_groups()].
+struct GroupShape {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t group_size = 0;
+  int bits = 0;
+
+  int64_t num_groups() const { return (cols + group_size - 1) / group_size; }
+  int max_code() const { return (1 << bits) - 1; }
+};
+
+// What a group shares, as the forward pass uses it: scales not zero, zero points whole and in
+// [0, max_code].
+template <typename T>
+struct GroupGrid {
+  const T* scales = nullptr;
+  const T* zero_points = nullptr;
+};
+
+// fake = (clamp(round(w / scale) + zero_point, 0, max_code) - zero_point) * scale for rows
+// [row_begin, row_end); round half to even. Either output may be null.
+template <typename T>
+void FakeQuantizeRows(const GroupShape& shape, const T* weights, const GroupGrid<T>& grid,
+                      int64_t row_begin, int64_t row_end, T* fake, uint8_t* codes);
+
+// Gradients of the above given `grad_fake`, rounding passing gradients straight through. With
+// u = round(w / scale) + zero_point:
+//
+//                          d/dw   d/dscale              d/dzero_point
+//   0 <= u <= max_code     1      round(w/scale)-w/scale   0
+//   u < 0                  0      -zero_point              -scale
+//   u > max_code           0      max_code - zero_point    -scale
+//
+// Each output is overwritten and may be null.
+template <typename T>
+void FakeQuantizeRowsBackward(const GroupShape& shape, const T* weights, const GroupGrid<T>& grid,
+                              const T* grad_fake, int64_t row_begin, int64_t row_end,
+                              T* grad_weights, T* grad_scales, T* grad_zero_points);
+
+// weights = (code - zero_point) * scale.
+void DequantizeRows(const GroupShape& shape, const uint8_t* codes, const GroupGrid<float>& grid,
+                    int64_t row_begin, int64_t row_end, float* weights);
+
+// grad_scales = sum over the group of (code - zero_point) * grad_weights.
+void ReduceScaleGradientRows(const GroupShape& shape, const uint8_t* codes,
+                             const float* zero_points, const float* grad_weights, int64_t row_begin,
+                             int64_t row_end, float* grad_scales);
+
+// The scale and zero point that the search below gives a group.
+struct SearchedGrid {
+  float* scales = nullptr;
+  float* zero_points = nullptr;
+};
+
+// Finds a start for training: for every group the clipped range (and, unless symmetric, the zero
+// point) with the least sum of importance * (w - fake)^2, then the scale that is best by least
+// squares for the codes so found, twice. Symmetric grids have the full range
+// [-2^(bits-1), 2^(bits-1) - 1] and a signed scale. Scales are exact as half floats and not zero.
+//
+// importance: [cols], not negative: the mean square of each input, so that the error counted is
+// that of the matrix's output for inputs that are not correlated.
+void SearchGridRows(const GroupShape& shape, bool symmetric, const float* weights,
+                    const float* importance, int64_t row_begin, int64_t row_end,
+                    const SearchedGrid& grid);
+
+// The half float nearest to `scale`, and when that is zero or tiny, the smallest allowed
+// magnitude with the sign of `scale`: a zero scale could neither divide nor be trained.
+float StoredScale(float scale);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_QUANT_GROUP_LOOPS_H_

@@ -1,0 +1,325 @@
+#include "core/quant/quantize.h"
+
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "core/artifact/pack.h"
+#include "core/base/half.h"
+#include "core/base/sha256.h"
+#include "core/base/status_macros.h"
+#include "core/model/tensor_names.h"
+#include "core/quant/activation_store.h"
+#include "core/quant/block_ap.h"
+#include "core/quant/checkpointing.h"
+#include "core/quant/device.h"
+#include "core/quant/e2e_qp.h"
+#include "core/quant/torch_ops.h"
+
+namespace quern {
+namespace {
+
+absl::Span<const float> Values(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
+}
+
+absl::StatusOr<HalfTensor> ToHalf(const at::Tensor& matrix, absl::string_view name) {
+  auto storage = std::make_shared<std::vector<uint16_t>>();
+  for (float value : Values(matrix)) {
+    if (std::abs(value) >= 65520) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          name, ": holds ", value, ", too large for half floats; use format.embedding_bits 8"));
+    }
+    storage->push_back(FloatToHalf(value));
+  }
+  HalfTensor half{.rows = static_cast<int>(matrix.size(0)),
+                  .cols = static_cast<int>(matrix.size(1)),
+                  .data = storage->data()};
+  half.storage = std::move(storage);
+  return half;
+}
+
+// Adds matrix `name` of the checkpoint to `model` by round-to-nearest, or as half floats where the
+// format says so.
+absl::Status AddRounded(const Checkpoint& checkpoint, const std::string& name,
+                        TensorSpec::Kind kind, PackedModel& model) {
+  ASSIGN_OR_RETURN(const at::Tensor matrix, LoadTensor(checkpoint, name, at::kCPU));
+  const int rows = static_cast<int>(matrix.size(0));
+  const int cols = static_cast<int>(matrix.size(1));
+  const std::optional<MatrixFormat> format = FormatOf(model.format, kind, cols);
+  if (!format.has_value()) {
+    ASSIGN_OR_RETURN(model.half_matrices[name], ToHalf(matrix, name));
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(model.matrices[name], RoundToNearest(Values(matrix), rows, cols, format->bits,
+                                                        format->group_size, format->symmetric));
+  return absl::OkStatus();
+}
+
+absl::Status AddVector(const Checkpoint& checkpoint, const std::string& name, PackedModel& model) {
+  ASSIGN_OR_RETURN(const at::Tensor vector, LoadTensor(checkpoint, name, at::kCPU));
+  model.vectors[name].assign(Values(vector).begin(), Values(vector).end());
+  return absl::OkStatus();
+}
+
+// A matrix of `model` as it will be served, in float.
+at::Tensor Served(const PackedModel& model, const std::string& name, at::Device device) {
+  const auto packed = model.matrices.find(name);
+  if (packed != model.matrices.end()) return ToDense(packed->second, device);
+  const HalfTensor& half = model.half_matrices.at(name);
+  at::Tensor dense = at::empty({half.rows, half.cols}, at::kFloat);
+  std::transform(half.data, half.data + dense.numel(), dense.data_ptr<float>(), HalfToFloat);
+  return dense.to(device);
+}
+
+// What every method does alike: the model without its blocks.
+absl::StatusOr<PackedModel> PackOuter(const Checkpoint& checkpoint, const QuantFormat& format) {
+  PackedModel model{.config = checkpoint.config(),
+                    .format = format,
+                    .tokenizer_json = checkpoint.tokenizer_json(),
+                    .chat_template = checkpoint.chat_template()};
+  RETURN_IF_ERROR(
+      AddRounded(checkpoint, std::string(kEmbeddingName), TensorSpec::Kind::kEmbedding, model));
+  if (!model.config.tie_word_embeddings) {
+    RETURN_IF_ERROR(AddRounded(checkpoint, std::string(kHeadName), TensorSpec::Kind::kHead, model));
+  }
+  RETURN_IF_ERROR(AddVector(checkpoint, std::string(kFinalNormName), model));
+  return model;
+}
+
+// SHA-256 over all that the bytes of a run depend on.
+absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint, const Task& task,
+                                        const std::vector<std::vector<int32_t>>& calibration,
+                                        const QuantizeOptions& options, at::Device device) {
+  ASSIGN_OR_RETURN(const std::string digest, checkpoint.DigestHex());
+  Sha256 sha;
+  sha.Update(absl::StrCat("quern training state 1\n", QUERN_VERSION, "\n", digest, "\n",
+                          DumpCanonicalJson(TaskToJson(task)), "\n", options.num_threads, "\n",
+                          device.str(), "\n", calibration.size(), "\n"));
+  for (const std::vector<int32_t>& row : calibration) {
+    sha.Update(
+        absl::string_view(reinterpret_cast<const char*>(row.data()), row.size() * sizeof(int32_t)));
+  }
+  return sha.FinishHex();
+}
+
+// A run of Block-AP and, where the task says so, E2E-QP.
+class TrainingRun {
+ public:
+  TrainingRun(const Checkpoint& checkpoint, const Task& task,
+              const std::vector<std::vector<int32_t>>& calibration, const QuantizeOptions& options,
+              at::Device device)
+      : checkpoint_(checkpoint),
+        task_(task),
+        calibration_(calibration),
+        options_(options),
+        device_(device),
+        with_e2e_(task.method == QuantMethod::kBlockApE2eQp) {}
+
+  absl::Status Run(PackedModel& model);
+
+ private:
+  // How much of the calibration Block-AP and the source's stream take.
+  int num_block_sequences() const {
+    return *task_.block_ap.sample_count + *task_.block_ap.validation_sample_count;
+  }
+  absl::Status CheckCalibration() const;
+  absl::StatusOr<OuterTensors> LoadSourceOuter() const;
+  absl::Status TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
+                           const OuterTensors& served, std::vector<TrainedBlock>& blocks);
+  absl::Status TrainEndToEnd(TrainingDirectory& directory, const ActivationStore& source_states,
+                             const OuterTensors& source, const OuterTensors& served,
+                             std::vector<TrainedBlock>& blocks);
+  void Report(Stage stage, int64_t completed, int64_t total, double loss) const {
+    if (options_.on_progress) options_.on_progress({stage, completed, total, loss});
+  }
+
+  const Checkpoint& checkpoint_;
+  const Task& task_;
+  const std::vector<std::vector<int32_t>>& calibration_;
+  const QuantizeOptions& options_;
+  const at::Device device_;
+  const bool with_e2e_;
+};
+
+absl::Status TrainingRun::CheckCalibration() const {
+  int num_sequences = num_block_sequences();
+  int num_tokens = *task_.block_ap.sequence_length_tokens;
+  if (with_e2e_) {
+    num_sequences = std::max(num_sequences, *task_.e2e_qp.sample_count);
+    num_tokens = std::max(num_tokens, *task_.e2e_qp.sequence_length_tokens);
+  }
+  if (static_cast<int>(calibration_.size()) < num_sequences) {
+    return absl::InvalidArgumentError(absl::StrCat("calibration has ", calibration_.size(),
+                                                   " sequences, the task wants ", num_sequences));
+  }
+  for (size_t i = 0; i < calibration_.size(); ++i) {
+    if (calibration_[i].size() != calibration_[0].size() ||
+        static_cast<int>(calibration_[i].size()) < num_tokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("calibration sequence ", i, " has ", calibration_[i].size(),
+                       " tokens, the task wants ", num_tokens, " and all of equal length"));
+    }
+    for (int32_t token : calibration_[i]) {
+      if (token < 0 || token >= checkpoint_.config().vocab_size) {
+        return absl::InvalidArgumentError(absl::StrCat("calibration sequence ", i, " has token ",
+                                                       token, ", wanted 0 to ",
+                                                       checkpoint_.config().vocab_size - 1));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<OuterTensors> TrainingRun::LoadSourceOuter() const {
+  OuterTensors outer;
+  ASSIGN_OR_RETURN(outer.embedding, LoadTensor(checkpoint_, kEmbeddingName, device_));
+  ASSIGN_OR_RETURN(outer.final_norm, LoadTensor(checkpoint_, kFinalNormName, device_));
+  outer.head = outer.embedding;
+  if (!checkpoint_.config().tie_word_embeddings) {
+    ASSIGN_OR_RETURN(outer.head, LoadTensor(checkpoint_, kHeadName, device_));
+  }
+  return outer;
+}
+
+absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
+                                      const OuterTensors& served,
+                                      std::vector<TrainedBlock>& blocks) {
+  const ModelConfig& config = checkpoint_.config();
+  const int num_tokens = *task_.block_ap.sequence_length_tokens;
+  const RotaryTables source_rotary =
+      MakeRotaryTables(config, static_cast<int>(source_states.num_tokens()), device_);
+  const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
+  ActivationStore states(served.embedding,
+                         ToTokenTensor(calibration_, num_block_sequences(), num_tokens, device_));
+  const BlockApContext context{config, rotary, task_.format, task_.block_ap, options_.cancelled};
+  blocks = directory.LoadBlocks(config.num_hidden_layers);
+  const int num_loaded = static_cast<int>(blocks.size());
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (options_.cancelled && options_.cancelled()) {
+      return absl::CancelledError(absl::StrCat("stopped before block ", layer));
+    }
+    const bool trains = layer >= num_loaded;
+    ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
+    InputSquares squares;
+    if (trains || with_e2e_ || num_loaded < config.num_hidden_layers) {
+      source_states.Advance(config, source_rotary, layer, source, trains ? &squares : nullptr);
+    }
+    if (trains) {
+      ASSIGN_OR_RETURN(TrainedBlock trained,
+                       TrainBlock(context, layer, source, states, source_states, squares));
+      RETURN_IF_ERROR(directory.SaveBlock(layer, trained));
+      blocks.push_back(std::move(trained));
+    }
+    if (num_loaded < config.num_hidden_layers && layer + 1 < config.num_hidden_layers) {
+      states.Advance(config, rotary, layer,
+                     ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
+    }
+    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, blocks[layer].loss);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::TrainEndToEnd(TrainingDirectory& directory,
+                                        const ActivationStore& source_states,
+                                        const OuterTensors& source, const OuterTensors& served,
+                                        std::vector<TrainedBlock>& blocks) {
+  const int num_tokens = *task_.e2e_qp.sequence_length_tokens;
+  const RotaryTables rotary = MakeRotaryTables(checkpoint_.config(), num_tokens, device_);
+  const E2eQpContext context{.config = checkpoint_.config(),
+                             .rotary = rotary,
+                             .settings = task_.e2e_qp,
+                             .directory = directory,
+                             .cancelled = options_.cancelled,
+                             .on_step = [this](int64_t step, int64_t num_steps, double loss) {
+                               Report(Stage::kE2eQp, step, num_steps, loss);
+                             }};
+  return TrainScales(context,
+                     ToTokenTensor(calibration_, *task_.e2e_qp.sample_count, num_tokens, device_),
+                     source_states, source, served, blocks);
+}
+
+absl::Status TrainingRun::Run(PackedModel& model) {
+  RETURN_IF_ERROR(CheckCalibration());
+  ASSIGN_OR_RETURN(const std::string fingerprint,
+                   Fingerprint(checkpoint_, task_, calibration_, options_, device_));
+  ASSIGN_OR_RETURN(TrainingDirectory directory,
+                   TrainingDirectory::Open(options_.work_directory, fingerprint));
+  ASSIGN_OR_RETURN(const OuterTensors source, LoadSourceOuter());
+  OuterTensors served{.embedding = Served(model, std::string(kEmbeddingName), device_),
+                      .final_norm = source.final_norm};
+  served.head = model.config.tie_word_embeddings ? served.embedding
+                                                 : Served(model, std::string(kHeadName), device_);
+  // Sequences of end-to-end training may be more or longer than Block-AP's; the extra tokens come
+  // after, and change no earlier state.
+  int num_sequences = num_block_sequences();
+  int num_tokens = *task_.block_ap.sequence_length_tokens;
+  if (with_e2e_) num_sequences = std::max(num_sequences, *task_.e2e_qp.sample_count);
+  if (with_e2e_) num_tokens = std::max(num_tokens, *task_.e2e_qp.sequence_length_tokens);
+  ActivationStore source_states(source.embedding,
+                                ToTokenTensor(calibration_, num_sequences, num_tokens, device_));
+  std::vector<TrainedBlock> blocks;
+  RETURN_IF_ERROR(TrainBlocks(directory, source_states, served, blocks));
+  if (with_e2e_) {
+    RETURN_IF_ERROR(TrainEndToEnd(directory, source_states, source, served, blocks));
+  }
+  for (TrainedBlock& block : blocks) {
+    model.matrices.merge(block.matrices);
+    model.vectors.merge(block.vectors);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PackedModel> RoundAll(const Checkpoint& checkpoint, PackedModel model,
+                                     const QuantizeOptions& options) {
+  for (int layer = 0; layer < model.config.num_hidden_layers; ++layer) {
+    if (options.cancelled && options.cancelled()) {
+      return absl::CancelledError(absl::StrCat("stopped before block ", layer));
+    }
+    for (const TensorSpec& spec : BlockTensors(model.config, layer)) {
+      RETURN_IF_ERROR(spec.kind == TensorSpec::Kind::kVector
+                          ? AddVector(checkpoint, spec.name, model)
+                          : AddRounded(checkpoint, spec.name, spec.kind, model));
+    }
+  }
+  return model;
+}
+
+absl::StatusOr<PackedModel> QuantizeOrThrow(const Checkpoint& checkpoint, const Task& task,
+                                            const std::vector<std::vector<int32_t>>& calibration,
+                                            const QuantizeOptions& options) {
+  RETURN_IF_ERROR(task.format.Validate());
+  ASSIGN_OR_RETURN(const at::Device device, PrepareDevice(options.device, options.num_threads));
+  ASSIGN_OR_RETURN(PackedModel model, PackOuter(checkpoint, task.format));
+  if (task.method == QuantMethod::kRtn) return RoundAll(checkpoint, std::move(model), options);
+  RETURN_IF_ERROR(TrainingRun(checkpoint, task, calibration, options, device).Run(model));
+  return model;
+}
+
+}  // namespace
+
+absl::StatusOr<PackedModel> Quantize(const Checkpoint& checkpoint, const Task& task,
+                                     const std::vector<std::vector<int32_t>>& calibration,
+                                     const QuantizeOptions& options) {
+  try {
+    return QuantizeOrThrow(checkpoint, task, calibration, options);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory while quantizing");
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    // LibTorch has no error type for the CPU's allocator.
+    if (absl::StrContains(message, "can't allocate memory") ||
+        absl::StrContains(message, "out of memory")) {
+      return absl::ResourceExhaustedError(absl::StrCat("while quantizing: ", message));
+    }
+    return absl::InternalError(absl::StrCat("while quantizing: ", message));
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("while quantizing: ", error.what()));
+  }
+}
+
+}  // namespace quern

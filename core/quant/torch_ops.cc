@@ -1,0 +1,170 @@
+#include "core/quant/torch_ops.h"
+
+#include <absl/strings/str_cat.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "core/base/status_macros.h"
+#include "core/model/rope.h"
+#include "core/model/tensor_names.h"
+
+namespace quern {
+namespace {
+
+// x: [num_sequences, num_tokens, heads, head_dim]; element i of a head turns with element
+// i + head_dim / 2.
+at::Tensor Rotate(const at::Tensor& x, const RotaryTables& rotary) {
+  const int64_t half = x.size(3) / 2;
+  const at::Tensor first = x.narrow(3, 0, half);
+  const at::Tensor second = x.narrow(3, half, half);
+  return at::cat({first * rotary.cosines - second * rotary.sines,
+                  second * rotary.cosines + first * rotary.sines},
+                 3);
+}
+
+}  // namespace
+
+const char* BlockMatrixName(BlockMatrix matrix) {
+  static constexpr const char* kNames[kNumBlockMatrices] = {
+      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+      "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  return kNames[matrix];
+}
+
+RotaryTables MakeRotaryTables(const ModelConfig& config, int num_tokens, at::Device device) {
+  const std::vector<float> frequencies = RopeFrequencies(config);
+  at::Tensor frequency = at::empty({1, 1, static_cast<int64_t>(frequencies.size())}, at::kFloat);
+  std::copy(frequencies.begin(), frequencies.end(), frequency.data_ptr<float>());
+  const at::Tensor angle = at::arange(num_tokens, at::kFloat).view({num_tokens, 1, 1}) * frequency;
+  return {angle.cos().to(device), angle.sin().to(device)};
+}
+
+void TorchOps::Observe(BlockMatrix matrix, const at::Tensor& x) {
+  if (squares_ == nullptr) return;
+  const at::Tensor sum = x.reshape({-1, x.size(-1)}).square().sum(0);
+  at::Tensor& total = squares_->sums[matrix];
+  total = total.defined() ? total + sum : sum;
+  if (matrix == kQProj) squares_->num_tokens += x.numel() / x.size(-1);
+}
+
+at::Tensor TorchOps::Linear(const TorchBlock& block, BlockMatrix matrix, const at::Tensor& x) {
+  const TorchLinear& linear = block.linears[matrix];
+  if (linear.weight.defined()) return at::linear(x, linear.weight, linear.bias);
+  return CodedLinear(x, linear.scale, linear.coded, linear.bias);
+}
+
+at::Tensor TorchOps::Norm(const at::Tensor& x, const at::Tensor& weight) {
+  return at::rms_norm(x, {x.size(-1)}, weight, config_.rms_norm_eps);
+}
+
+at::Tensor TorchOps::Embed(const TorchModel& model) {
+  return at::embedding(model.embedding, token_ids_);
+}
+
+TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tensor& x) {
+  const at::Tensor normed = Norm(x, block.input_norm);
+  Observe(kQProj, normed);
+  const auto heads = [&](BlockMatrix matrix, int num_heads) {
+    return Linear(block, matrix, normed).view({x.size(0), x.size(1), num_heads, config_.head_dim});
+  };
+  at::Tensor q = heads(kQProj, config_.num_attention_heads);
+  at::Tensor k = heads(kKProj, config_.num_key_value_heads);
+  const at::Tensor v = heads(kVProj, config_.num_key_value_heads);
+  if (config_.qk_norm) {
+    q = Norm(q, block.q_norm);
+    k = Norm(k, block.k_norm);
+  }
+  return {Rotate(q, rotary_).transpose(1, 2), Rotate(k, rotary_).transpose(1, 2),
+          v.transpose(1, 2)};
+}
+
+at::Tensor TorchOps::Attend(int, Qkv qkv) {
+  const int64_t share = config_.num_attention_heads / config_.num_key_value_heads;
+  if (share > 1) {
+    qkv.k = qkv.k.repeat_interleave(share, 1);
+    qkv.v = qkv.v.repeat_interleave(share, 1);
+  }
+  const at::Tensor attention = at::scaled_dot_product_attention(
+      qkv.q, qkv.k, qkv.v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true);
+  return attention.transpose(1, 2).reshape(
+      {attention.size(0), attention.size(2), attention.size(1) * attention.size(3)});
+}
+
+at::Tensor TorchOps::AddAttentionOutput(const TorchBlock& block, const at::Tensor& residual,
+                                        const at::Tensor& attention) {
+  Observe(kOProj, attention);
+  return residual + Linear(block, kOProj, attention);
+}
+
+at::Tensor TorchOps::GatedMlp(const TorchBlock& block, const at::Tensor& x) {
+  const at::Tensor normed = Norm(x, block.post_attention_norm);
+  Observe(kGateProj, normed);
+  return at::silu(Linear(block, kGateProj, normed)) * Linear(block, kUpProj, normed);
+}
+
+at::Tensor TorchOps::AddMlpOutput(const TorchBlock& block, const at::Tensor& residual,
+                                  const at::Tensor& mlp) {
+  Observe(kDownProj, mlp);
+  return residual + Linear(block, kDownProj, mlp);
+}
+
+at::Tensor TorchOps::Head(const TorchModel& model, const at::Tensor& x) {
+  return at::linear(Norm(x, model.final_norm), model.head);
+}
+
+absl::StatusOr<at::Tensor> LoadTensor(const Checkpoint& checkpoint, absl::string_view name,
+                                      at::Device device) {
+  ASSIGN_OR_RETURN(const TensorView view, checkpoint.Tensor(name));
+  at::ScalarType type;
+  switch (view.dtype) {
+    case DType::kF32:
+      type = at::kFloat;
+      break;
+    case DType::kF16:
+      type = at::kHalf;
+      break;
+    case DType::kBF16:
+      type = at::kBFloat16;
+      break;
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": dtype is ", DTypeName(view.dtype), ", wanted F32, F16 or BF16"));
+  }
+  // A copy: the file's bytes are not aligned, and products of equal alignment are reproducible.
+  at::Tensor raw = at::empty(view.shape, type);
+  std::memcpy(raw.data_ptr(), view.data, view.size_bytes);
+  const at::Tensor tensor = raw.to(at::kFloat);
+  if (!at::isfinite(tensor).all().item<bool>()) {
+    return absl::DataLossError(absl::StrCat(name, ": holds a value that is not finite"));
+  }
+  return tensor.to(device);
+}
+
+absl::StatusOr<TorchBlock> LoadBlock(const Checkpoint& checkpoint, int layer, at::Device device) {
+  const ModelConfig& config = checkpoint.config();
+  TorchBlock block;
+  const auto load = [&](absl::string_view suffix, at::Tensor& tensor) -> absl::Status {
+    ASSIGN_OR_RETURN(tensor, LoadTensor(checkpoint, BlockTensorName(layer, suffix), device));
+    return absl::OkStatus();
+  };
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    const auto matrix = static_cast<BlockMatrix>(i);
+    const std::string name = BlockMatrixName(matrix);
+    RETURN_IF_ERROR(load(name + ".weight", block.linears[i].weight));
+    const bool has_bias = matrix <= kVProj   ? config.qkv_bias
+                          : matrix == kOProj ? config.o_bias
+                                             : config.mlp_bias;
+    if (has_bias) RETURN_IF_ERROR(load(name + ".bias", block.linears[i].bias));
+  }
+  RETURN_IF_ERROR(load("input_layernorm.weight", block.input_norm));
+  RETURN_IF_ERROR(load("post_attention_layernorm.weight", block.post_attention_norm));
+  if (config.qk_norm) {
+    RETURN_IF_ERROR(load("self_attn.q_norm.weight", block.q_norm));
+    RETURN_IF_ERROR(load("self_attn.k_norm.weight", block.k_norm));
+  }
+  return block;
+}
+
+}  // namespace quern

@@ -1,0 +1,29 @@
+#ifndef QUERN_SERVICES_INFERENCE_CONFIG_H_
+#define QUERN_SERVICES_INFERENCE_CONFIG_H_
+
+#include <absl/status/status.h>
+
+#include <string>
+
+namespace quern {
+
+// Settings of quern-inference. Filled from flags in main.cc.
+struct InferenceConfig {
+  std::string listen = "127.0.0.1:7420";
+  std::string metrics_listen = "127.0.0.1:7421";
+  bool allow_insecure_network = false;
+  std::string ready_file;  // empty: none
+  // quern-jobs, where artifacts come from; empty: only cached ones and checkpoints can be served.
+  std::string jobs = "127.0.0.1:7400";
+  std::string cache_directory = "quern-cache";
+  std::string model_root;  // where checkpoints may be; empty: none can be served
+  int threads = 0;         // of a step; 0: one for each CPU this process may use
+  int kv_cache_mib = 512;  // KV pages of each model
+
+  // INVALID_ARGUMENT naming the flag, its value and what is allowed.
+  absl::Status Validate() const;
+};
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_INFERENCE_CONFIG_H_

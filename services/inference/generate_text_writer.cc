@@ -1,0 +1,83 @@
+#include "services/inference/generate_text_writer.h"
+
+#include <utility>
+
+#include "services/common/status.h"
+
+namespace quern {
+namespace {
+
+using inference::v1::GenerateTextResponse;
+
+void Add(absl::Span<const int32_t> ids, absl::string_view text, GenerateTextResponse* response) {
+  response->mutable_token_ids()->Add(ids.begin(), ids.end());
+  response->mutable_text()->append(text.data(), text.size());
+}
+
+}  // namespace
+
+std::shared_ptr<GenerateTextWriter> GenerateTextWriter::Start(InferenceMetrics& metrics) {
+  std::shared_ptr<GenerateTextWriter> writer(new GenerateTextWriter(metrics));
+  writer->self_ = writer;
+  return writer;
+}
+
+void GenerateTextWriter::Deliver(absl::Span<const int32_t> ids, absl::string_view text) {
+  MutexLock lock(&mutex_);
+  if (broken_) return;
+  Add(ids, text, &pending_);
+  Advance();
+}
+
+void GenerateTextWriter::Close(const absl::Status& status, const GenerateTextResponse& closing) {
+  MutexLock lock(&mutex_);
+  pending_.MergeFrom(closing);
+  end_ = status;
+  Advance();
+}
+
+void GenerateTextWriter::OnWriteDone(bool ok) {
+  MutexLock lock(&mutex_);
+  writing_ = false;
+  if (!ok) {
+    broken_ = true;
+    pending_.Clear();
+    MarkCancelled();
+  }
+  Advance();
+}
+
+void GenerateTextWriter::Advance() {
+  if (writing_ || finished_) return;
+  const bool has_pieces = pending_.token_ids_size() > 0 || !pending_.text().empty();
+  if (end_.has_value() && end_->ok() && !broken_) {
+    finished_ = true;
+    message_ = std::exchange(pending_, {});
+    StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+  } else if (has_pieces) {
+    writing_ = true;
+    message_ = std::exchange(pending_, {});
+    StartWrite(&message_);
+  } else if (end_.has_value()) {
+    finished_ = true;
+    Finish(end_->ok() ? grpc::Status::CANCELLED : ToGrpcStatus(*end_));
+  }
+}
+
+std::shared_ptr<GenerateTextCall> GenerateTextCall::Start(InferenceMetrics& metrics,
+                                                          GenerateTextResponse* response) {
+  std::shared_ptr<GenerateTextCall> call(new GenerateTextCall(metrics, response));
+  call->self_ = call;
+  return call;
+}
+
+void GenerateTextCall::Deliver(absl::Span<const int32_t> ids, absl::string_view text) {
+  Add(ids, text, response_);
+}
+
+void GenerateTextCall::Close(const absl::Status& status, const GenerateTextResponse& closing) {
+  response_->MergeFrom(closing);
+  Finish(ToGrpcStatus(status));
+}
+
+}  // namespace quern

@@ -1,0 +1,50 @@
+#ifndef QUERN_SERVICES_INFERENCE_INFERENCE_SERVICE_H_
+#define QUERN_SERVICES_INFERENCE_INFERENCE_SERVICE_H_
+
+#include <absl/time/time.h>
+#include <quern/inference/v1/inference_service.grpc.pb.h>
+
+#include <memory>
+
+#include "core/engine/engine.h"
+#include "services/common/executor.h"
+#include "services/inference/generation_sink.h"
+#include "services/inference/metrics.h"
+#include "services/inference/model_registry.h"
+
+namespace quern {
+
+// quern.inference.v1.InferenceService over the engine. Thread-safe.
+class InferenceServiceImpl final : public inference::v1::InferenceService::CallbackService {
+ public:
+  // All references must outlive the server.
+  InferenceServiceImpl(Engine& engine, ModelRegistry& registry, InferenceMetrics& metrics);
+
+  grpc::ServerUnaryReactor* GenerateText(grpc::CallbackServerContext* context,
+                                         const inference::v1::GenerateTextRequest* request,
+                                         inference::v1::GenerateTextResponse* response) override;
+  grpc::ServerWriteReactor<inference::v1::GenerateTextResponse>* StreamGenerateText(
+      grpc::CallbackServerContext* context,
+      const inference::v1::GenerateTextRequest* request) override;
+  grpc::ServerUnaryReactor* CountTokens(grpc::CallbackServerContext* context,
+                                        const inference::v1::CountTokensRequest* request,
+                                        inference::v1::CountTokensResponse* response) override;
+
+ private:
+  // Checks, tokenizes and submits on a thread of the executor. `request` lives until `sink` ends
+  // its call.
+  void Begin(const grpc::CallbackServerContext& context,
+             const inference::v1::GenerateTextRequest* request,
+             std::shared_ptr<GenerationSink> sink);
+  void Prepare(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
+               const std::shared_ptr<GenerationSink>& sink);
+
+  Engine& engine_;
+  ModelRegistry& registry_;
+  InferenceMetrics& metrics_;
+  Executor executor_;
+};
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_INFERENCE_INFERENCE_SERVICE_H_

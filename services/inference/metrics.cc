@@ -1,0 +1,228 @@
+#include "services/inference/metrics.h"
+
+namespace quern {
+namespace {
+
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+constexpr std::array<absl::string_view, kNumOutcomes> kOutcomeNames = {
+    "end_of_text",         "stop_sequence",     "max_output_tokens", "context_full",
+    "cancelled",           "deadline_exceeded", "invalid_argument",  "resource_exhausted",
+    "failed_precondition", "unavailable",       "internal"};
+constexpr std::array<const char*, kNumRejections> kRejectionNames = {
+    "queue_full", "deadline", "too_long", "draining", "invalid", "no_model", "not_ready"};
+constexpr std::array<const char*, kNumDiscards> kDiscardNames = {"cancelled", "deadline",
+                                                                 "draining", "error"};
+
+Buckets TimeToFirstTokenBuckets() {
+  return {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+          1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+}
+
+Buckets InterTokenBuckets() {
+  return {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3,
+          .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
+}
+
+Buckets RequestBuckets() {
+  return {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+          30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+}
+
+Buckets PowersOfTwo(int last) {
+  Buckets buckets;
+  for (int value = 1; value <= last; value *= 2) buckets.push_back(value);
+  return buckets;
+}
+
+prometheus::Family<prometheus::Counter>& Counters(prometheus::Registry& registry, const char* name,
+                                                  const char* help) {
+  return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
+}
+
+prometheus::Family<prometheus::Gauge>& Gauges(prometheus::Registry& registry, const char* name,
+                                              const char* help) {
+  return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
+}
+
+prometheus::Family<prometheus::Histogram>& Histograms(prometheus::Registry& registry,
+                                                      const char* name, const char* help) {
+  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+}
+
+}  // namespace
+
+absl::string_view OutcomeName(Outcome outcome) { return kOutcomeNames[static_cast<int>(outcome)]; }
+
+Outcome OutcomeOf(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEndOfText:
+      return Outcome::kEndOfText;
+    case FinishReason::kStopSequence:
+      return Outcome::kStopSequence;
+    case FinishReason::kMaxOutputTokens:
+      return Outcome::kMaxOutputTokens;
+    case FinishReason::kContextFull:
+      return Outcome::kContextFull;
+  }
+  return Outcome::kInternal;
+}
+
+Outcome OutcomeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kCancelled:
+      return Outcome::kCancelled;
+    case absl::StatusCode::kDeadlineExceeded:
+      return Outcome::kDeadlineExceeded;
+    case absl::StatusCode::kInvalidArgument:
+      return Outcome::kInvalidArgument;
+    case absl::StatusCode::kResourceExhausted:
+      return Outcome::kResourceExhausted;
+    case absl::StatusCode::kFailedPrecondition:
+      return Outcome::kFailedPrecondition;
+    case absl::StatusCode::kUnavailable:
+      return Outcome::kUnavailable;
+    default:
+      return Outcome::kInternal;
+  }
+}
+
+Discard DiscardOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kCancelled:
+      return Discard::kCancelled;
+    case absl::StatusCode::kDeadlineExceeded:
+      return Discard::kDeadline;
+    case absl::StatusCode::kUnavailable:
+      return Discard::kDraining;
+    default:
+      return Discard::kError;
+  }
+}
+
+InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
+    : requests_family_(Counters(registry, "quern_requests_total",
+                                "Requests for a served model, by how they ended.")),
+      prompt_tokens_family_(
+          Counters(registry, "quern_prompt_tokens_total", "Prompt tokens computed.")),
+      generated_tokens_family_(
+          Counters(registry, "quern_generated_tokens_total", "Tokens generated.")),
+      discarded_tokens_family_(
+          Counters(registry, "quern_discarded_tokens_total",
+                   "Prompt and generated tokens of requests that did not finish.")),
+      time_to_first_token_family_(
+          Histograms(registry, "quern_time_to_first_token_seconds",
+                     "From the request's arrival, tokenization included, to its first token.")),
+      inter_token_family_(Histograms(registry, "quern_inter_token_latency_seconds",
+                                     "Between consecutive tokens of a request.")),
+      queue_family_(Histograms(registry, "quern_request_queue_seconds",
+                               "From the engine's queue to the first step with the request.")),
+      request_family_(Histograms(registry, "quern_request_seconds",
+                                 "From the request's arrival to its end, however it ended.")),
+      info_family_(Gauges(registry, "quern_model_info",
+                          "1 for each model in memory; bits 0 is a checkpoint as it came.")),
+      load_family_(Gauges(registry, "quern_model_load_seconds",
+                          "How long the model took from request to ready.")),
+      bytes_family_(Gauges(registry, "quern_model_bytes",
+                           "Memory of the model: weights as the kernels read them, KV pages.")) {
+  auto& rejected = Counters(registry, "quern_requests_rejected_total",
+                            "Requests turned away before they generated anything.");
+  for (int i = 0; i < kNumRejections; ++i) {
+    rejected_total_[i] = &rejected.Add({{"reason", kRejectionNames[i]}});
+  }
+  step_seconds_ = &Histograms(registry, "quern_step_seconds", "One forward pass of the batch.")
+                       .Add({}, InterTokenBuckets());
+  step_tokens_ =
+      &Histograms(registry, "quern_step_tokens", "Tokens of one step, prefill and decode together.")
+           .Add({}, PowersOfTwo(16384));
+  batch_sequences_ = &Histograms(registry, "quern_batch_sequences", "Sequences in one step.")
+                          .Add({}, PowersOfTwo(1024));
+}
+
+const ModelMetrics& InferenceMetrics::ForModel(const std::string& model) {
+  MutexLock lock(&mutex_);
+  auto [it, is_new] = models_.try_emplace(model);
+  ModelMetrics& metrics = it->second;
+  if (!is_new) return metrics;
+  for (int i = 0; i < kNumOutcomes; ++i) {
+    metrics.requests_total[i] =
+        &requests_family_.Add({{"model", model}, {"outcome", std::string(kOutcomeNames[i])}});
+  }
+  for (int i = 0; i < kNumDiscards; ++i) {
+    metrics.discarded_tokens_total[i] =
+        &discarded_tokens_family_.Add({{"model", model}, {"reason", kDiscardNames[i]}});
+  }
+  const prometheus::Labels labels = {{"model", model}};
+  metrics.prompt_tokens_total = &prompt_tokens_family_.Add(labels);
+  metrics.generated_tokens_total = &generated_tokens_family_.Add(labels);
+  metrics.time_to_first_token_seconds =
+      &time_to_first_token_family_.Add(labels, TimeToFirstTokenBuckets());
+  metrics.inter_token_latency_seconds = &inter_token_family_.Add(labels, InterTokenBuckets());
+  metrics.request_queue_seconds = &queue_family_.Add(labels, RequestBuckets());
+  metrics.request_seconds = &request_family_.Add(labels, RequestBuckets());
+  return metrics;
+}
+
+void InferenceMetrics::ModelLoaded(const std::string& model, const LoadedModelFacts& facts) {
+  MutexLock lock(&mutex_);
+  ModelGauges gauges;
+  gauges.info = &info_family_.Add({{"model", model},
+                                   {"artifact", facts.artifact},
+                                   {"bits", std::to_string(facts.bits)},
+                                   {"group_size", std::to_string(facts.group_size)},
+                                   {"kernel", facts.kernel}});
+  gauges.load_seconds = &load_family_.Add({{"model", model}});
+  gauges.weight_bytes = &bytes_family_.Add({{"model", model}, {"kind", "weights"}});
+  gauges.kv_bytes = &bytes_family_.Add({{"model", model}, {"kind", "kv"}});
+  gauges.info->Set(1);
+  gauges.load_seconds->Set(absl::ToDoubleSeconds(facts.load_duration));
+  gauges.weight_bytes->Set(static_cast<double>(facts.weight_bytes));
+  gauges.kv_bytes->Set(static_cast<double>(facts.kv_bytes));
+  gauges_[model] = gauges;
+}
+
+void InferenceMetrics::ModelUnloaded(const std::string& model) {
+  MutexLock lock(&mutex_);
+  const auto it = gauges_.find(model);
+  if (it == gauges_.end()) return;
+  info_family_.Remove(it->second.info);
+  load_family_.Remove(it->second.load_seconds);
+  bytes_family_.Remove(it->second.weight_bytes);
+  bytes_family_.Remove(it->second.kv_bytes);
+  gauges_.erase(it);
+}
+
+void InferenceMetrics::OnStep(absl::Duration duration, int num_tokens, int num_sequences) {
+  step_seconds_->Observe(absl::ToDoubleSeconds(duration));
+  step_tokens_->Observe(num_tokens);
+  batch_sequences_->Observe(num_sequences);
+}
+
+EngineGauges::EngineGauges(prometheus::Registry& registry)
+    : running_(
+          Gauges(registry, "quern_requests_running", "Requests in the engine's batch.").Add({})),
+      waiting_(
+          Gauges(registry, "quern_requests_waiting", "Requests in the engine's queue.").Add({})),
+      pages_(Gauges(registry, "quern_kv_pages", "KV pages of all models, by state.")),
+      pages_used_(pages_.Add({{"state", "used"}})),
+      pages_free_(pages_.Add({{"state", "free"}})),
+      usage_ratio_(
+          Gauges(registry, "quern_kv_usage_ratio", "Share of the KV pages in use.").Add({})),
+      last_step_(Gauges(registry, "quern_engine_last_step_timestamp_seconds",
+                        "When the engine last finished a step, Unix time; 0 before the first.")
+                     .Add({})) {}
+
+void EngineGauges::Update(const EngineStats& stats) {
+  const double used = static_cast<double>(stats.kv_pages_used);
+  const double total = static_cast<double>(stats.kv_pages_total);
+  running_.Set(stats.requests_running);
+  waiting_.Set(stats.requests_waiting);
+  pages_used_.Set(used);
+  pages_free_.Set(total - used);
+  usage_ratio_.Set(total > 0 ? used / total : 0);
+  if (stats.last_step_time != absl::InfinitePast()) {
+    last_step_.Set(absl::ToDoubleSeconds(stats.last_step_time - absl::UnixEpoch()));
+  }
+}
+
+}  // namespace quern

@@ -1,0 +1,143 @@
+#ifndef QUERN_SERVICES_INFERENCE_METRICS_H_
+#define QUERN_SERVICES_INFERENCE_METRICS_H_
+
+// What quern-inference tells Prometheus. Names, labels and buckets: vLLM's meaning and bucket
+// values, with finer first buckets between tokens, because small low-bit models are faster.
+
+#include <absl/base/thread_annotations.h>
+#include <absl/status/status.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <map>
+#include <string>
+
+#include "core/base/mutex.h"
+#include "core/engine/engine.h"
+
+namespace quern {
+
+// How a request for a model ended: a finish reason or a canonical code, in lower case. The label
+// values are OutcomeName's.
+enum class Outcome {
+  kEndOfText,
+  kStopSequence,
+  kMaxOutputTokens,
+  kContextFull,
+  kCancelled,
+  kDeadlineExceeded,
+  kInvalidArgument,
+  kResourceExhausted,
+  kFailedPrecondition,
+  kUnavailable,
+  kInternal,
+};
+inline constexpr int kNumOutcomes = 11;
+absl::string_view OutcomeName(Outcome outcome);
+Outcome OutcomeOf(FinishReason reason);
+// `status` must not be OK. Codes without a name of their own count as internal.
+Outcome OutcomeOf(const absl::Status& status);
+
+// Why a request was turned away before it reached the engine's queue, or by it.
+enum class Rejection { kQueueFull, kDeadline, kTooLong, kDraining, kInvalid, kNoModel, kNotReady };
+inline constexpr int kNumRejections = 7;
+
+// Why computed tokens reached nobody.
+enum class Discard { kCancelled, kDeadline, kDraining, kError };
+inline constexpr int kNumDiscards = 4;
+Discard DiscardOf(const absl::Status& status);
+
+// The series of one served model, made once when it becomes ACTIVE. Thread-safe.
+struct ModelMetrics {
+  std::array<prometheus::Counter*, kNumOutcomes> requests_total{};
+  prometheus::Counter* prompt_tokens_total = nullptr;
+  prometheus::Counter* generated_tokens_total = nullptr;
+  std::array<prometheus::Counter*, kNumDiscards> discarded_tokens_total{};
+  prometheus::Histogram* time_to_first_token_seconds = nullptr;
+  prometheus::Histogram* inter_token_latency_seconds = nullptr;
+  prometheus::Histogram* request_queue_seconds = nullptr;
+  prometheus::Histogram* request_seconds = nullptr;
+};
+
+// What the gauges of a loaded model say.
+struct LoadedModelFacts {
+  std::string artifact;  // first 12 hex digits, or "" for a checkpoint
+  int bits = 0;          // 0: a checkpoint as it came
+  int group_size = 0;
+  std::string kernel;
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes = 0;
+  absl::Duration load_duration;
+};
+
+// Thread-safe. Also the engine's step observer.
+class InferenceMetrics final : public StepObserver {
+ public:
+  explicit InferenceMetrics(prometheus::Registry& registry);
+
+  // The series of `model`; the same for a name that was served before, so counters never fall.
+  const ModelMetrics& ForModel(const std::string& model);
+
+  void ModelLoaded(const std::string& model, const LoadedModelFacts& facts);
+  void ModelUnloaded(const std::string& model);
+
+  void Reject(Rejection reason) { rejected_total_[static_cast<int>(reason)]->Increment(); }
+  void OnStep(absl::Duration duration, int num_tokens, int num_sequences) override;
+
+ private:
+  struct ModelGauges {
+    prometheus::Gauge* info;
+    prometheus::Gauge* load_seconds;
+    prometheus::Gauge* weight_bytes;
+    prometheus::Gauge* kv_bytes;
+  };
+
+  std::array<prometheus::Counter*, kNumRejections> rejected_total_{};
+  prometheus::Histogram* step_seconds_;
+  prometheus::Histogram* step_tokens_;
+  prometheus::Histogram* batch_sequences_;
+
+  prometheus::Family<prometheus::Counter>& requests_family_;
+  prometheus::Family<prometheus::Counter>& prompt_tokens_family_;
+  prometheus::Family<prometheus::Counter>& generated_tokens_family_;
+  prometheus::Family<prometheus::Counter>& discarded_tokens_family_;
+  prometheus::Family<prometheus::Histogram>& time_to_first_token_family_;
+  prometheus::Family<prometheus::Histogram>& inter_token_family_;
+  prometheus::Family<prometheus::Histogram>& queue_family_;
+  prometheus::Family<prometheus::Histogram>& request_family_;
+  prometheus::Family<prometheus::Gauge>& info_family_;
+  prometheus::Family<prometheus::Gauge>& load_family_;
+  prometheus::Family<prometheus::Gauge>& bytes_family_;
+
+  Mutex mutex_;
+  std::map<std::string, ModelMetrics> models_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, ModelGauges> gauges_ ABSL_GUARDED_BY(mutex_);
+};
+
+// What the engine says of itself: requests running and waiting, KV pages, the time of the last
+// step. Thread-safe.
+class EngineGauges {
+ public:
+  explicit EngineGauges(prometheus::Registry& registry);
+  // Call before each scrape.
+  void Update(const EngineStats& stats);
+
+ private:
+  prometheus::Gauge& running_;
+  prometheus::Gauge& waiting_;
+  prometheus::Family<prometheus::Gauge>& pages_;
+  prometheus::Gauge& pages_used_;
+  prometheus::Gauge& pages_free_;
+  prometheus::Gauge& usage_ratio_;
+  prometheus::Gauge& last_step_;
+};
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_INFERENCE_METRICS_H_

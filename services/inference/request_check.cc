@@ -1,0 +1,280 @@
+#include "services/inference/request_check.h"
+
+#include <absl/strings/cord.h>
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+#include <absl/strings/strip.h>
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/base/sha256.h"
+#include "core/base/status_macros.h"
+#include "core/tokenizer/chat.h"
+
+namespace quern {
+namespace {
+
+using inference::v1::Chat;
+using inference::v1::CountTokensRequest;
+using inference::v1::CreateModelRequest;
+using inference::v1::GenerateTextRequest;
+using inference::v1::Model;
+
+constexpr char kTooLongPayload[] = "quern/too-long";
+
+absl::Status TooLong(absl::string_view message) {
+  absl::Status status = absl::InvalidArgumentError(message);
+  status.SetPayload(kTooLongPayload, absl::Cord("1"));
+  return status;
+}
+
+// Names from requests go into messages: no more of them than a person reads.
+std::string Quoted(absl::string_view text) {
+  constexpr size_t kMaxShown = 80;
+  if (text.size() <= kMaxShown) return absl::StrCat("\"", text, "\"");
+  return absl::StrFormat("\"%s...\" (%d bytes)", text.substr(0, kMaxShown), text.size());
+}
+
+absl::Status CheckSampling(const inference::v1::SamplingParams& sampling) {
+  // Written so that NaN fails.
+  if (const float t = sampling.temperature(); !(t >= 0 && t <= kMaxTemperature)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.temperature must be in [0, ", kMaxTemperature, "], got ", t));
+  }
+  if (sampling.top_k() < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.top_k must be 0 (no limit) or more, got ", sampling.top_k()));
+  }
+  if (sampling.has_top_p() && !(sampling.top_p() > 0 && sampling.top_p() <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.top_p must be in (0, 1], got ", sampling.top_p()));
+  }
+  if (sampling.has_min_p() && !(sampling.min_p() >= 0 && sampling.min_p() < 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.min_p must be in [0, 1), got ", sampling.min_p()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStopSequences(const GenerateTextRequest& request) {
+  if (request.stop_sequences_size() > kMaxStopSequences) {
+    return absl::InvalidArgumentError(absl::StrCat("stop_sequences: at most ", kMaxStopSequences,
+                                                   ", got ", request.stop_sequences_size()));
+  }
+  for (int i = 0; i < request.stop_sequences_size(); ++i) {
+    const size_t size = request.stop_sequences(i).size();
+    if (size < 1 || size > kMaxStopSequenceBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("stop_sequences[", i, "]: must have 1 to ",
+                                                     kMaxStopSequenceBytes, " bytes, has ", size));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckChat(const Chat& chat) {
+  const int count = chat.messages_size();
+  if (count < 1 || count > kMaxChatMessages) {
+    return absl::InvalidArgumentError(absl::StrCat("chat.messages: 1 to ", kMaxChatMessages,
+                                                   " messages are wanted, got ", count));
+  }
+  int64_t bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    const Chat::Message& message = chat.messages(i);
+    if (message.role() != Chat::Message::SYSTEM && message.role() != Chat::Message::USER &&
+        message.role() != Chat::Message::ASSISTANT) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("chat.messages[", i, "].role must be SYSTEM, USER or ASSISTANT, got ",
+                       static_cast<int>(message.role())));
+    }
+    bytes += static_cast<int64_t>(message.content().size());
+  }
+  if (bytes > kMaxPromptBytes) {
+    return TooLong(absl::StrCat("chat.messages: the contents have ", bytes, " bytes, at most ",
+                                kMaxPromptBytes, " are taken"));
+  }
+  if (chat.messages(count - 1).role() != Chat::Message::USER) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("chat.messages[", count - 1, "].role: the last message must be the USER's"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckInput(const GenerateTextRequest& request) {
+  switch (request.input_case()) {
+    case GenerateTextRequest::kPrompt:
+      if (request.prompt().empty()) {
+        return absl::InvalidArgumentError("prompt must not be empty");
+      }
+      if (request.prompt().size() > kMaxPromptBytes) {
+        return TooLong(absl::StrCat("prompt has ", request.prompt().size(), " bytes, at most ",
+                                    kMaxPromptBytes, " are taken"));
+      }
+      return absl::OkStatus();
+    case GenerateTextRequest::kPromptTokens:
+      if (request.prompt_tokens().ids().empty()) {
+        return absl::InvalidArgumentError("prompt_tokens.ids must not be empty");
+      }
+      return absl::OkStatus();
+    case GenerateTextRequest::kChat:
+      return CheckChat(request.chat());
+    case GenerateTextRequest::INPUT_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("input: one of prompt, prompt_tokens and chat must be set");
+}
+
+absl::Status NoTokenizer(const ServedModel& model, absl::string_view field) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      field, ": models/", model.id, " came without a tokenizer; send prompt_tokens instead"));
+}
+
+absl::StatusOr<std::vector<int32_t>> PromptOf(const GenerateTextRequest& request,
+                                              const ServedModel& model, const Engine& engine) {
+  if (request.has_prompt_tokens()) {
+    const auto& ids = request.prompt_tokens().ids();
+    return std::vector<int32_t>(ids.begin(), ids.end());
+  }
+  if (model.tokenizer == nullptr) {
+    return NoTokenizer(model, request.has_chat() ? "chat" : "prompt");
+  }
+  if (request.has_prompt()) return model.tokenizer->Encode(request.prompt());
+  std::vector<ChatMessage> messages;
+  for (const Chat::Message& message : request.chat().messages()) {
+    ChatMessage::Role role = ChatMessage::Role::kUser;
+    if (message.role() == Chat::Message::SYSTEM) role = ChatMessage::Role::kSystem;
+    if (message.role() == Chat::Message::ASSISTANT) role = ChatMessage::Role::kAssistant;
+    messages.push_back({role, message.content()});
+  }
+  return engine.EncodeChat(model.handle, messages);
+}
+
+absl::Status CheckPrompt(const GenerateTextRequest& request, const ServedModel& model,
+                         const std::vector<int32_t>& prompt) {
+  const int context = model.info.config.max_position_embeddings;
+  if (prompt.empty()) return absl::InvalidArgumentError("prompt: no token is left of it");
+  if (prompt.size() > static_cast<size_t>(context)) {
+    return TooLong(absl::StrCat("prompt: ", prompt.size(), " tokens, the context of models/",
+                                model.id, " is ", context));
+  }
+  if (request.max_output_tokens() > context) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_output_tokens is ", request.max_output_tokens(), ", the context of models/", model.id,
+        " is ", context, " tokens; 0 means up to the context"));
+  }
+  const int vocab_size = model.info.config.vocab_size;
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    if (prompt[i] < 0 || prompt[i] >= vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("prompt_tokens.ids[", i, "] is ", prompt[i],
+                                                     ", the vocabulary of models/", model.id,
+                                                     " is [0, ", vocab_size, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckModelId(absl::string_view id, absl::string_view field) {
+  constexpr size_t kMaxIdBytes = 63;
+  bool good = !id.empty() && id.size() <= kMaxIdBytes;
+  for (const char c : id) {
+    good = good && ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-');
+  }
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " must be 1 to 63 of [a-z0-9-], got ", Quoted(id)));
+}
+
+absl::StatusOr<std::string> ParseModelName(absl::string_view name, absl::string_view field) {
+  absl::string_view id = name;
+  if (!absl::ConsumePrefix(&id, "models/")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " must have the form models/{model}, got ", Quoted(name)));
+  }
+  RETURN_IF_ERROR(CheckModelId(id, absl::StrCat(field, ": the part after models/")));
+  return std::string(id);
+}
+
+absl::Status CheckCreateModel(const CreateModelRequest& request) {
+  RETURN_IF_ERROR(CheckModelId(request.model_id(), "model_id"));
+  switch (request.model().source_case()) {
+    case Model::kArtifact: {
+      absl::string_view digest = request.model().artifact();
+      if (!absl::ConsumePrefix(&digest, "artifacts/") || !Digest::Parse(digest).ok()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("model.artifact must be artifacts/ and 64 lower-case hex digits, got ",
+                         Quoted(request.model().artifact())));
+      }
+      return absl::OkStatus();
+    }
+    case Model::kCheckpoint:
+      if (request.model().checkpoint().empty()) {
+        return absl::InvalidArgumentError("model.checkpoint must not be empty");
+      }
+      return absl::OkStatus();
+    case Model::SOURCE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("model.source: one of artifact and checkpoint must be set");
+}
+
+absl::Status CheckGenerateText(const GenerateTextRequest& request) {
+  RETURN_IF_ERROR(ParseModelName(request.model(), "model").status());
+  RETURN_IF_ERROR(CheckInput(request));
+  RETURN_IF_ERROR(CheckSampling(request.sampling()));
+  if (request.max_output_tokens() < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_output_tokens must be 0 (up to the context) or more, got ",
+                     request.max_output_tokens()));
+  }
+  return CheckStopSequences(request);
+}
+
+absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& request,
+                                                 const ServedModel& model, const Engine& engine,
+                                                 absl::Time deadline) {
+  if (request.has_prompt_tokens() &&
+      request.prompt_tokens().ids_size() > model.info.config.max_position_embeddings) {
+    return TooLong(absl::StrCat("prompt_tokens.ids: ", request.prompt_tokens().ids_size(),
+                                " tokens, the context of models/", model.id, " is ",
+                                model.info.config.max_position_embeddings));
+  }
+  GenerationRequest generation;
+  ASSIGN_OR_RETURN(generation.prompt, PromptOf(request, model, engine));
+  RETURN_IF_ERROR(CheckPrompt(request, model, generation.prompt));
+  const inference::v1::SamplingParams& sampling = request.sampling();
+  generation.sampling.temperature = sampling.temperature();
+  generation.sampling.top_k = sampling.top_k();
+  if (sampling.has_top_p()) generation.sampling.top_p = sampling.top_p();
+  if (sampling.has_min_p()) generation.sampling.min_p = sampling.min_p();
+  // All 64 bits are a seed; clients see them as a signed number.
+  if (sampling.has_seed()) generation.sampling.seed = static_cast<uint64_t>(sampling.seed());
+  generation.max_output_tokens = request.max_output_tokens();
+  generation.stop_sequences.assign(request.stop_sequences().begin(),
+                                   request.stop_sequences().end());
+  if (request.has_chat()) {
+    generation.stop_ids = ChatStopIds(model.info.chat_format, *model.tokenizer);
+  }
+  generation.deadline = deadline;
+  return generation;
+}
+
+absl::StatusOr<int> CountPromptTokens(const CountTokensRequest& request, const ServedModel& model) {
+  if (request.text().size() > kMaxPromptBytes) {
+    return TooLong(absl::StrCat("text has ", request.text().size(), " bytes, at most ",
+                                kMaxPromptBytes, " are taken"));
+  }
+  if (model.tokenizer == nullptr) return NoTokenizer(model, "text");
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids, model.tokenizer->Encode(request.text()));
+  return static_cast<int>(ids.size());
+}
+
+bool IsTooLong(const absl::Status& status) {
+  return status.GetPayload(kTooLongPayload).has_value();
+}
+
+}  // namespace quern

@@ -1,0 +1,53 @@
+#ifndef QUERN_SERVICES_INFERENCE_REQUEST_CHECK_H_
+#define QUERN_SERVICES_INFERENCE_REQUEST_CHECK_H_
+
+// Every check of what clients send, and the way from a request that passed to what the engine
+// takes. Each message names the field, what was found and what is allowed.
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
+#include <quern/inference/v1/inference_service.pb.h>
+
+#include <string>
+
+#include "core/engine/engine.h"
+#include "services/inference/served_model.h"
+
+namespace quern {
+
+// Limits of one request; reference values of peers, see the messages.
+inline constexpr int kMaxPromptBytes = 1 << 20;
+inline constexpr int kMaxChatMessages = 1024;
+inline constexpr int kMaxStopSequences = 4;
+inline constexpr int kMaxStopSequenceBytes = 64;
+inline constexpr float kMaxTemperature = 100;
+
+// [a-z0-9-], 1 to 63 long; `field` goes into the message.
+absl::Status CheckModelId(absl::string_view id, absl::string_view field);
+
+// The {model} of "models/{model}".
+absl::StatusOr<std::string> ParseModelName(absl::string_view name, absl::string_view field);
+
+absl::Status CheckCreateModel(const inference::v1::CreateModelRequest& request);
+
+// Everything that can be said without the model.
+absl::Status CheckGenerateText(const inference::v1::GenerateTextRequest& request);
+
+// Tokenizes the input of a checked request and fits it to `model`. FAILED_PRECONDITION when it
+// takes a tokenizer and the model has none.
+absl::StatusOr<GenerationRequest> MakeGeneration(const inference::v1::GenerateTextRequest& request,
+                                                 const ServedModel& model, const Engine& engine,
+                                                 absl::Time deadline);
+
+// The number of tokens `text` takes as a prompt of `model`.
+absl::StatusOr<int> CountPromptTokens(const inference::v1::CountTokensRequest& request,
+                                      const ServedModel& model);
+
+// True when a status of the functions above means a prompt beyond a limit.
+bool IsTooLong(const absl::Status& status);
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_INFERENCE_REQUEST_CHECK_H_

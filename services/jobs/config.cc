@@ -1,0 +1,33 @@
+#include "services/jobs/config.h"
+
+#include <absl/strings/str_cat.h>
+#include <sys/stat.h>
+
+#include "core/base/status_macros.h"
+#include "services/common/address.h"
+
+namespace quern {
+namespace {
+
+absl::Status CheckDirectory(const char* flag, const std::string& path) {
+  if (path.empty()) return absl::InvalidArgumentError(absl::StrCat(flag, " is required"));
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(flag, ": ", path, " is no directory"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status JobsConfig::Validate() const {
+  RETURN_IF_ERROR(CheckListenAddress("--listen", listen, allow_insecure_network).status());
+  RETURN_IF_ERROR(
+      CheckListenAddress("--metrics-listen", metrics_listen, allow_insecure_network).status());
+  if (data_directory.empty()) return absl::InvalidArgumentError("--data-directory is required");
+  RETURN_IF_ERROR(CheckDirectory("--model-root", model_root));
+  RETURN_IF_ERROR(CheckDirectory("--data-root", data_root));
+  return absl::OkStatus();
+}
+
+}  // namespace quern

@@ -1,0 +1,34 @@
+#include "services/quantizer/config.h"
+
+#include <absl/strings/str_cat.h>
+
+#include "core/base/status_macros.h"
+
+namespace quern {
+namespace {
+
+absl::Status CheckGiven(absl::string_view flag, const std::string& value) {
+  if (!value.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, " is required"));
+}
+
+}  // namespace
+
+absl::Status QuantizerConfig::Validate() const {
+  RETURN_IF_ERROR(CheckGiven("task", task_path));
+  RETURN_IF_ERROR(CheckGiven("work-directory", work_directory));
+  RETURN_IF_ERROR(CheckGiven("model-root", model_root));
+  RETURN_IF_ERROR(CheckGiven("data-root", data_root));
+  constexpr int kMaxThreads = 1024;
+  if (num_threads < 0 || num_threads > kMaxThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--threads is ", num_threads, ", wanted 0 to ", kMaxThreads));
+  }
+  if (device != "auto" && device != "cpu" && device != "cuda") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--device is \"", device, "\", wanted auto, cpu or cuda"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace quern

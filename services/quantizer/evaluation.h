@@ -1,0 +1,45 @@
+#ifndef QUERN_SERVICES_QUANTIZER_EVALUATION_H_
+#define QUERN_SERVICES_QUANTIZER_EVALUATION_H_
+
+#include <absl/status/statusor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/artifact/packed_model.h"
+#include "core/base/json.h"
+#include "core/checkpoint/checkpoint.h"
+#include "core/eval/evaluate.h"
+#include "services/quantizer/cancellation.h"
+
+namespace quern {
+
+struct EvaluationInput {
+  std::shared_ptr<const Checkpoint> source;
+  // By the name of their row, in order.
+  std::vector<std::pair<std::string, std::shared_ptr<const PackedModel>>> models;
+  // Sequences sampled from the source, kept here between runs under `key`.
+  std::string held_out_path;
+  std::string key;
+  uint64_t seed = 0;  // of the task; the held-out sequences use another one derived from it
+  // The text to measure on, if any.
+  std::vector<EvaluationText> texts;
+  int num_threads = 1;
+  std::function<void(int64_t done_tokens, int64_t total_tokens)> on_progress;
+};
+
+// Samples held-out sequences from the source (8 of min(512, context) tokens), or takes those kept,
+// and scores all models on them and on the texts, through the serving kernels. CANCELLED.
+absl::StatusOr<std::vector<EvaluationRow>> EvaluateModels(EvaluationInput input,
+                                                          Cancellation& cancellation);
+
+// quern.quantization.v1.EvaluationReport in proto3 JSON.
+Json ReportToJson(const std::vector<EvaluationRow>& rows, int64_t source_size_bytes,
+                  int64_t artifact_size_bytes);
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_QUANTIZER_EVALUATION_H_

@@ -1,0 +1,107 @@
+// quern-quantizer: one task in, one artifact out, events on standard output. A child of
+// quern-worker.
+
+#include <absl/flags/flag.h>
+#include <absl/flags/parse.h>
+#include <absl/flags/usage.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/base/clock.h"
+#include "core/base/log.h"
+#include "services/quantizer/cancellation.h"
+#include "services/quantizer/config.h"
+#include "services/quantizer/errors.h"
+#include "services/quantizer/events.h"
+#include "services/quantizer/run.h"
+
+ABSL_FLAG(std::string, task, "", "file with the task, a QuantizeTask in proto3 JSON; required");
+ABSL_FLAG(std::string, work_directory, "",
+          "where unfinished work and the result are kept; required");
+ABSL_FLAG(std::string, model_root, "", "directory that checkpoints lie below; required");
+ABSL_FLAG(std::string, data_root, "",
+          "directory that calibration and evaluation texts lie below; required");
+ABSL_FLAG(int, threads, 0, "threads; 0 means one for each core");
+ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
+ABSL_FLAG(std::string, log_format, "text", "form of the log on standard error: text or json");
+
+namespace quern {
+namespace {
+
+// The documented spelling is --work-directory; Abseil knows names with '_' only.
+std::vector<std::string> WithUnderscores(int argc, char** argv) {
+  std::vector<std::string> arguments(argv, argv + argc);
+  for (size_t i = 1; i < arguments.size(); ++i) {
+    std::string& argument = arguments[i];
+    if (argument == "--") break;
+    if (argument.rfind("--", 0) != 0) continue;
+    const auto end = argument.begin() + std::min(argument.find('='), argument.size());
+    std::replace(argument.begin() + 2, end, '-', '_');
+  }
+  return arguments;
+}
+
+QuantizerConfig ConfigFromFlags() {
+  QuantizerConfig config;
+  config.task_path = absl::GetFlag(FLAGS_task);
+  config.work_directory = absl::GetFlag(FLAGS_work_directory);
+  config.model_root = absl::GetFlag(FLAGS_model_root);
+  config.data_root = absl::GetFlag(FLAGS_data_root);
+  config.num_threads = absl::GetFlag(FLAGS_threads);
+  config.device = absl::GetFlag(FLAGS_device);
+  return config;
+}
+
+// Standard output for events alone: what a library prints there goes to standard error.
+FileDescriptor TakeStandardOutput() {
+  FileDescriptor events(dup(STDOUT_FILENO));
+  CHECK(events.get() >= 0 && dup2(STDERR_FILENO, STDOUT_FILENO) >= 0);
+  return events;
+}
+
+int Main(int argc, char** argv) {
+  // All threads to come leave SIGTERM to the one that waits for it.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  absl::SetProgramUsageMessage("Quantizes one checkpoint as a task says. Started by quern-worker.");
+  SetLogProgram("quern-quantizer");
+  std::vector<std::string> arguments = WithUnderscores(argc, argv);
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
+  SetLogFormat(absl::GetFlag(FLAGS_log_format) == "json" ? LogFormat::kJson : LogFormat::kText);
+
+  Cancellation cancellation;
+  EventWriter events(TakeStandardOutput(), [&] { cancellation.Request(); });
+  std::thread([&] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    LOG(INFO) << "stopping signal=" << signal;
+    cancellation.Request();
+  }).detach();
+
+  SystemClock clock;
+  const absl::Status status = RunQuantizer(ConfigFromFlags(), events, cancellation, clock);
+  if (!status.ok()) {
+    LOG(ERROR) << "failed reason=" << ReasonOf(status) << " error=" << status.ToString();
+    events.Error(status);
+  }
+  // Past the destructors of libraries and of what the detached thread refers to.
+  _exit(status.ok() ? 0 : 1);
+}
+
+}  // namespace
+}  // namespace quern
+
+int main(int argc, char** argv) { return quern::Main(argc, argv); }

@@ -1,0 +1,34 @@
+#ifndef QUERN_SERVICES_WORKER_CONFIG_H_
+#define QUERN_SERVICES_WORKER_CONFIG_H_
+
+#include <absl/status/status.h>
+
+#include <string>
+
+namespace quern {
+
+struct WorkerConfig {
+  std::string jobs = "127.0.0.1:7400";  // address of quern-jobs
+  std::string metrics_listen = "127.0.0.1:7411";
+  bool allow_insecure_network = false;
+  std::string ready_file;
+  // Unfinished work, one directory a job; made when it is not there. One worker at a time.
+  std::string work_directory;
+  std::string model_root;           // as quern-jobs has it
+  std::string data_root;            // as quern-jobs has it
+  std::string quantizer;            // path of quern-quantizer
+  int threads = 0;                  // of the quantizer; 0: its own choice
+  std::string device = "auto";      // auto, cpu or cuda
+  std::string name;                 // for logs and metrics
+  std::string log_format = "text";  // handed to the quantizer
+
+  // INVALID_ARGUMENT naming the flag; FAILED_PRECONDITION for a refused address.
+  absl::Status Validate() const;
+};
+
+// The machine's name as far as a worker's name may hold it.
+std::string DefaultWorkerName();
+
+}  // namespace quern
+
+#endif  // QUERN_SERVICES_WORKER_CONFIG_H_

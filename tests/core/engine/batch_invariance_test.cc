@@ -1,0 +1,153 @@
+// A request's numbers are bit-equal whoever shares its steps and however its prefill is cut.
+
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "tests/core/engine/engine_test_util.h"
+
+namespace quern {
+namespace {
+
+constexpr int kNumRequests = 16;
+
+struct Variant {
+  std::string name;
+  std::string kernels;
+  int bits = 0;  // 0: dense
+  bool mixed_groups = false;
+};
+
+// A model with everything optional: biases, q/k norms, an own head.
+TinyModelOptions ModelOptions() {
+  return {.model_type = "qwen3", .tie_word_embeddings = false, .attention_bias = true};
+}
+
+struct Fixture {
+  std::unique_ptr<Engine> engine;
+  ModelHandle model = 0;
+};
+
+Fixture Make(const Variant& variant, EngineOptions options) {
+  options.kernels = variant.kernels;
+  auto engine = Engine::Create(options);
+  CHECK(engine.ok()) << engine.status();
+  const std::unique_ptr<ModelSource> source =
+      variant.bits == 0 ? std::make_unique<TinySource>(ModelOptions())
+                        : PackedTinySource(ModelOptions(), variant.bits, /*symmetric=*/false,
+                                           variant.mixed_groups);
+  auto model = (*engine)->Load(*source);
+  CHECK(model.ok()) << model.status();
+  return {.engine = *std::move(engine), .model = *model};
+}
+
+GenerationRequest Request(int i) {
+  // Prompts of 1 to 91 tokens; every third greedy.
+  std::vector<int32_t> prompt = Prompt(1 + 6 * i, i);
+  return i % 3 == 0 ? Greedy(std::move(prompt), 30) : Sampled(std::move(prompt), 30, 100 + i);
+}
+
+std::vector<std::vector<int32_t>> RunAlone(Fixture& fixture) {
+  std::vector<std::vector<int32_t>> ids;
+  for (int i = 0; i < kNumRequests; ++i) {
+    auto sink = Start(*fixture.engine, fixture.model, Request(i));
+    EXPECT_OK(sink->Wait());
+    ids.push_back(sink->ids());
+  }
+  return ids;
+}
+
+std::vector<std::vector<int32_t>> RunTogether(Fixture& fixture) {
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (int i = 0; i < kNumRequests; ++i) {
+    sinks.push_back(Start(*fixture.engine, fixture.model, Request(i)));
+  }
+  std::vector<std::vector<int32_t>> ids;
+  for (const auto& sink : sinks) {
+    EXPECT_OK(sink->Wait());
+    ids.push_back(sink->ids());
+  }
+  return ids;
+}
+
+// All logits of `tokens` as they lie in memory.
+std::vector<float> Score(Fixture& fixture, const std::vector<int32_t>& tokens) {
+  std::vector<float> all;
+  EXPECT_OK(fixture.engine->Score(fixture.model, tokens, [&](int, absl::Span<const float> logits) {
+    all.insert(all.end(), logits.begin(), logits.end());
+  }));
+  return all;
+}
+
+bool BitEqual(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+class BatchInvarianceTest : public testing::TestWithParam<Variant> {
+ protected:
+  void SetUp() override {
+    if (kernels::FindKernels(GetParam().kernels) == nullptr) {
+      GTEST_SKIP() << "this CPU has no " << GetParam().kernels;
+    }
+  }
+};
+
+TEST_P(BatchInvarianceTest, TokensAreEqualAloneAndAmongOthersAndHoweverPrefillIsCut) {
+  Fixture alone = Make(GetParam(), {.kv_cache_bytes = 8 << 20});
+  const auto wanted = RunAlone(alone);
+  for (const auto& ids : wanted) ASSERT_EQ(ids.size(), 30u);
+  for (const int max_step_tokens : {512, 33, 16}) {
+    Fixture together = Make(GetParam(), {.num_threads = 2,
+                                         .page_tokens = max_step_tokens == 33 ? 5 : 16,
+                                         .kv_cache_bytes = 8 << 20,
+                                         .max_step_tokens = max_step_tokens,
+                                         .max_sequences = 16});
+    EXPECT_EQ(RunTogether(together), wanted) << max_step_tokens << " tokens a step";
+  }
+}
+
+TEST_P(BatchInvarianceTest, LogitsAreEqualHoweverTheyAreCutAndWhoeverRunsBeside) {
+  const std::vector<int32_t> tokens = Prompt(150, 3);
+  Fixture whole = Make(GetParam(), {.kv_cache_bytes = 8 << 20});
+  const std::vector<float> wanted = Score(whole, tokens);
+  ASSERT_EQ(wanted.size(), 150u * 300u);
+  for (const int max_step_tokens : {1, 7, 64}) {
+    Fixture cut = Make(GetParam(), {.num_threads = 2,
+                                    .page_tokens = 4,
+                                    .kv_cache_bytes = 8 << 20,
+                                    .max_step_tokens = max_step_tokens,
+                                    .max_sequences = 1});
+    EXPECT_TRUE(BitEqual(Score(cut, tokens), wanted)) << max_step_tokens << " tokens a step";
+  }
+  std::vector<std::shared_ptr<CollectingSink>> others;
+  for (int i = 0; i < kNumRequests; ++i) {
+    others.push_back(Start(*whole.engine, whole.model, Request(i)));
+  }
+  EXPECT_TRUE(BitEqual(Score(whole, tokens), wanted));
+  for (const auto& other : others) EXPECT_OK(other->Wait());
+}
+
+TEST_P(BatchInvarianceTest, PreemptionChangesNothing) {
+  Fixture roomy = Make(GetParam(), {.kv_cache_bytes = 8 << 20});
+  const auto wanted = RunAlone(roomy);
+  // The longest request alone fills most of it.
+  ASSERT_OK_AND_ASSIGN(const ModelInfo info, roomy.engine->Info(roomy.model));
+  const int64_t token_bytes = int64_t{4} * info.config.num_hidden_layers * info.config.kv_size();
+  Fixture tight = Make(GetParam(), {.num_threads = 2,
+                                    .page_tokens = 4,
+                                    .kv_cache_bytes = 128 * token_bytes,
+                                    .max_step_tokens = 48,
+                                    .max_sequences = 16});
+  EXPECT_EQ(RunTogether(tight), wanted);
+  EXPECT_GT(tight.engine->Stats().preemptions, 0);
+  EXPECT_EQ(tight.engine->Stats().kv_pages_used, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BatchInvarianceTest,
+    testing::Values(Variant{"scalar_dense", "scalar"}, Variant{"scalar_3bit", "scalar", 3},
+                    Variant{"avx2_dense", "avx2"}, Variant{"avx2_2bit", "avx2", 2},
+                    Variant{"avx2_3bit_mixed", "avx2", 3, true}, Variant{"avx2_4bit", "avx2", 4}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace quern

@@ -1,0 +1,179 @@
+#include "core/engine/scheduler.h"
+
+#include <numeric>
+
+#include "core/engine/kv_pages.h"
+#include "tests/core/engine/engine_test_util.h"
+
+namespace quern {
+namespace {
+
+TEST(KvPagesTest, ALeaseGrowsInOrderAndReturnsItsPages) {
+  KvPagePool pool(4);
+  {
+    PageLease lease(&pool);
+    EXPECT_TRUE(lease.GrowTo(2));
+    EXPECT_THAT(lease.pages(), testing::ElementsAre(0, 1));
+    EXPECT_TRUE(lease.GrowTo(1));
+    EXPECT_EQ(lease.size(), 2);
+    EXPECT_FALSE(lease.GrowTo(5));
+    EXPECT_EQ(lease.size(), 2);
+    EXPECT_EQ(pool.num_free(), 2);
+    EXPECT_TRUE(lease.GrowTo(4));
+    EXPECT_EQ(pool.num_free(), 0);
+  }
+  EXPECT_EQ(pool.num_free(), 4);
+  PageLease again(&pool);
+  EXPECT_TRUE(again.GrowTo(4));
+  EXPECT_THAT(again.pages(), testing::UnorderedElementsAre(0, 1, 2, 3));
+}
+
+class SchedulerTest : public testing::Test {
+ protected:
+  void Make(SchedulerLimits limits, int num_pages) {
+    pool_ = std::make_unique<KvPagePool>(num_pages);
+    scheduler_ = std::make_unique<Scheduler>(limits, pool_.get());
+  }
+
+  Sequence* Add(int prompt_tokens, bool scoring = false) {
+    GenerationRequest request{.prompt = std::vector<int32_t>(prompt_tokens, 1)};
+    auto sequence = std::make_unique<Sequence>(
+        request, nullptr, scoring ? LogitsFn([](int, absl::Span<const float>) {}) : LogitsFn(),
+        TextStream(nullptr, false, {}), pool_.get(), absl::Now());
+    Sequence* result = sequence.get();
+    scheduler_->Add(std::move(sequence));
+    return result;
+  }
+
+  // One step as the engine does it: every sequence whose tokens are all computed gets another.
+  const std::vector<ScheduledRun>& Step() {
+    const std::vector<ScheduledRun>& plan = scheduler_->Plan(absl::Now());
+    for (const ScheduledRun& run : plan) {
+      const int capacity = run.sequence->pages.size() * 4;
+      EXPECT_LE(run.sequence->num_computed + run.num_tokens, capacity) << "pages are missing";
+      run.sequence->num_computed += run.num_tokens;
+      if (run.sequence->scoring()) {
+        run.sequence->num_scored += run.num_logits;
+      } else if (run.num_logits == 1) {
+        run.sequence->tokens.push_back(1);
+      }
+    }
+    return plan;
+  }
+
+  static int Tokens(const std::vector<ScheduledRun>& plan) {
+    return std::accumulate(plan.begin(), plan.end(), 0,
+                           [](int sum, const ScheduledRun& run) { return sum + run.num_tokens; });
+  }
+
+  std::unique_ptr<KvPagePool> pool_;
+  std::unique_ptr<Scheduler> scheduler_;
+};
+
+TEST_F(SchedulerTest, DecodeGoesFirstAndPrefillFillsTheStep) {
+  Make({.max_step_tokens = 8, .max_sequences = 4, .max_logits = 8, .page_tokens = 4}, 100);
+  Sequence* a = Add(3);
+  Step();
+  Sequence* b = Add(20);
+  const auto& plan = Step();
+  ASSERT_EQ(plan.size(), 2u);
+  EXPECT_EQ(plan[0].sequence, a);
+  EXPECT_EQ(plan[0].num_tokens, 1);
+  EXPECT_EQ(plan[1].sequence, b);
+  EXPECT_EQ(plan[1].num_tokens, 7);
+  EXPECT_EQ(plan[1].num_logits, 0) << "a prefill that is not done gives no token";
+}
+
+TEST_F(SchedulerTest, NoMoreThanMaxSequencesRun) {
+  Make({.max_step_tokens = 64, .max_sequences = 2, .max_logits = 8, .page_tokens = 4}, 100);
+  for (int i = 0; i < 5; ++i) Add(3);
+  EXPECT_EQ(Step().size(), 2u);
+  EXPECT_EQ(scheduler_->num_running(), 2);
+  EXPECT_EQ(scheduler_->num_waiting(), 3);
+}
+
+TEST_F(SchedulerTest, ARequestWaitsForPagesAndNobodyOvertakesIt) {
+  Make({.max_step_tokens = 64, .max_sequences = 8, .max_logits = 8, .page_tokens = 4}, 10);
+  Sequence* a = Add(20);
+  Add(24);
+  Add(1);
+  EXPECT_EQ(Step().size(), 1u);
+  EXPECT_EQ(scheduler_->num_waiting(), 2);
+  auto removed = scheduler_->Remove([&](const Sequence& sequence) { return &sequence == a; });
+  ASSERT_EQ(removed.size(), 1u);
+  removed.clear();
+  EXPECT_EQ(Step().size(), 2u);
+}
+
+TEST_F(SchedulerTest, TheYoungestIsPreemptedAndComesBackInItsPlace) {
+  Make({.max_step_tokens = 64, .max_sequences = 8, .max_logits = 8, .page_tokens = 4}, 7);
+  Sequence* a = Add(7);
+  Sequence* b = Add(7);
+  Sequence* c = Add(5);
+  Step();
+  EXPECT_EQ(scheduler_->num_running(), 2) << "a page stays free for each that runs";
+  for (int i = 0; i < 40 && scheduler_->num_preemptions() == 0; ++i) Step();
+  EXPECT_EQ(scheduler_->num_preemptions(), 1);
+  EXPECT_EQ(scheduler_->num_running(), 1);
+  EXPECT_EQ(b->num_computed, 0);
+  EXPECT_EQ(b->pages.size(), 0);
+  EXPECT_GT(a->num_computed, 7);
+  scheduler_->Remove([&](const Sequence& sequence) { return &sequence == a; });
+  const auto& plan = Step();
+  ASSERT_EQ(plan.size(), 2u);
+  EXPECT_EQ(plan[0].sequence, b) << "it came before c";
+  EXPECT_EQ(plan[0].num_tokens, b->num_tokens() - 1);
+  EXPECT_EQ(plan[1].sequence, c);
+}
+
+TEST_F(SchedulerTest, ScoringTakesOneRowAToken) {
+  Make({.max_step_tokens = 64, .max_sequences = 2, .max_logits = 10, .page_tokens = 4}, 100);
+  Sequence* a = Add(3);
+  Step();
+  Sequence* b = Add(25, /*scoring=*/true);
+  int rows = 0;
+  while (b->num_pending() > 0) {
+    const auto& plan = Step();
+    int step_rows = 0;
+    for (const ScheduledRun& run : plan) {
+      step_rows += run.num_logits;
+      if (run.sequence == b) rows += run.num_logits;
+    }
+    EXPECT_LE(step_rows, 10);
+  }
+  EXPECT_EQ(rows, 25);
+  EXPECT_GT(a->num_output_tokens(), 2) << "decode goes on beside it";
+}
+
+TEST_F(SchedulerTest, EveryMixOfSequencesGetsThrough) {
+  uint32_t state = 1;
+  const auto number = [&](uint32_t below) {
+    return (state = state * 1664525 + 1013904223) / 256 % below;
+  };
+  for (int round = 0; round < 200; ++round) {
+    const int max_sequences = 1 + static_cast<int>(number(6));
+    Make({.max_step_tokens = max_sequences + static_cast<int>(number(20)),
+          .max_sequences = max_sequences,
+          .max_logits = max_sequences + static_cast<int>(number(4)),
+          .page_tokens = 4},
+         /*num_pages=*/10);
+    int left = 12;
+    for (int i = 0; i < left; ++i) Add(1 + static_cast<int>(number(30)), number(4) == 0);
+    for (int step = 0; left > 0; ++step) {
+      ASSERT_LT(step, 5000) << "round " << round << ": somebody never gets through";
+      const auto& plan = Step();
+      ASSERT_FALSE(plan.empty());
+      ASSERT_LE(Tokens(plan), max_sequences + 20);
+      left -= static_cast<int>(scheduler_
+                                   ->Remove([](const Sequence& sequence) {
+                                     return sequence.scoring() ? sequence.num_pending() == 0
+                                                               : sequence.num_tokens() > 36;
+                                   })
+                                   .size());
+    }
+    EXPECT_EQ(pool_->num_free(), 10);
+  }
+}
+
+}  // namespace
+}  // namespace quern

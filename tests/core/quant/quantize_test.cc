@@ -1,0 +1,316 @@
+#include "core/quant/quantize.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/artifact/pack.h"
+#include "core/base/file.h"
+#include "core/checkpoint/checkpoint.h"
+#include "core/plan/plan.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tiny_model.h"
+
+namespace quern {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+constexpr int kLength = 24;
+
+class QuantizeTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = testing::TempDir() + "/quantize_" +
+                 testing::UnitTest::GetInstance()->current_test_info()->name();
+    for (char& c : directory_) c = c == '\\' ? '_' : c;
+    ASSERT_OK(RemoveTree(directory_));
+    ASSERT_OK(WriteTinyCheckpoint(directory_ + "/model"));
+    ASSERT_OK_AND_ASSIGN(checkpoint_, OpenCheckpoint(directory_ + "/model"));
+    for (int i = 0; i < 10; ++i) {
+      std::vector<int32_t> row;
+      for (int t = 0; t < kLength; ++t) row.push_back((i * 37 + t * t * 11 + t * i) % 300);
+      calibration_.push_back(row);
+    }
+    options_.work_directory = directory_ + "/work";
+    options_.device = "cpu";
+    options_.num_threads = 1;  // more would wait for each other on a busy machine
+    options_.on_progress = [this](const QuantizeProgress& progress) {
+      progress_.push_back(progress);
+    };
+  }
+  void TearDown() override { EXPECT_OK(RemoveTree(directory_)); }
+
+  // A resolved task with few, large steps.
+  Task MakeTask(QuantMethod method, QuantFormat format) const {
+    Task task;
+    task.method = method;
+    task.format = format;
+    if (method != QuantMethod::kRtn) {
+      task.block_ap = {.sample_count = 8,
+                       .sequence_length_tokens = kLength,
+                       .epoch_count = 2,
+                       .batch_size = 1,
+                       .weight_learning_rate = 1e-3,
+                       .quant_learning_rate = 1e-3,
+                       .zero_point_learning_rate = 0.0,
+                       .validation_sample_count = 2};
+    }
+    if (method == QuantMethod::kBlockApE2eQp) {
+      task.e2e_qp = {.sample_count = 8,
+                     .sequence_length_tokens = kLength,
+                     .epoch_count = 2,
+                     .batch_size = 2,
+                     .learning_rate = 5e-3,
+                     .loss = E2eLoss::kDistillation};
+    }
+    return task;
+  }
+
+  absl::StatusOr<PackedModel> Run(const Task& task) {
+    progress_.clear();
+    return Quantize(*checkpoint_, task, calibration_, options_);
+  }
+
+  std::vector<double> Losses(Stage stage) const {
+    std::vector<double> losses;
+    for (const QuantizeProgress& progress : progress_) {
+      if (progress.stage == stage) losses.push_back(*progress.loss);
+    }
+    return losses;
+  }
+
+  std::string directory_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::vector<std::vector<int32_t>> calibration_;
+  QuantizeOptions options_;
+  std::vector<QuantizeProgress> progress_;
+};
+
+void ExpectSameBytes(const PackedModel& a, const PackedModel& b) {
+  EXPECT_EQ(a.vectors, b.vectors);
+  ASSERT_EQ(a.matrices.size(), b.matrices.size());
+  for (const auto& [name, matrix] : a.matrices) {
+    const PackedTensor& other = b.matrices.at(name);
+    EXPECT_EQ(UnpackCodes(matrix), UnpackCodes(other)) << name;
+    EXPECT_EQ(UnpackScales(matrix), UnpackScales(other)) << name;
+    EXPECT_EQ(UnpackZeroPoints(matrix), UnpackZeroPoints(other)) << name;
+  }
+}
+
+using FormatParam = std::tuple<int, int, bool>;  // bits, group size, symmetric
+
+class QuantizeFormatTest : public QuantizeTest, public testing::WithParamInterface<FormatParam> {};
+
+TEST_P(QuantizeFormatTest, EveryMethodGivesTheWholeModel) {
+  const auto [bits, group_size, symmetric] = GetParam();
+  const QuantFormat format{.bits = bits,
+                           .group_size = group_size,
+                           .symmetric = symmetric,
+                           .embedding_bits = bits == 3   ? 16
+                                             : bits == 2 ? 4
+                                                         : 8};
+  for (QuantMethod method :
+       {QuantMethod::kRtn, QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp}) {
+    options_.work_directory = directory_ + "/work" + std::to_string(static_cast<int>(method));
+    ASSERT_OK_AND_ASSIGN(const PackedModel model, Run(MakeTask(method, format)));
+    EXPECT_EQ(model.config, checkpoint_->config());
+    EXPECT_EQ(model.tokenizer_json, checkpoint_->tokenizer_json());
+    for (const TensorSpec& spec : ModelTensors(model.config)) {
+      if (spec.kind == TensorSpec::Kind::kVector) {
+        EXPECT_EQ(model.vectors.at(spec.name).size(), static_cast<size_t>(spec.shape[0]));
+        continue;
+      }
+      const std::optional<MatrixFormat> wanted =
+          FormatOf(format, spec.kind, static_cast<int>(spec.shape[1]));
+      if (!wanted.has_value()) {
+        EXPECT_EQ(model.half_matrices.at(spec.name).rows, spec.shape[0]);
+        continue;
+      }
+      const PackedTensor& packed = model.matrices.at(spec.name);
+      EXPECT_EQ(packed.rows, spec.shape[0]);
+      EXPECT_EQ(packed.cols, spec.shape[1]);
+      EXPECT_EQ(packed.bits, wanted->bits);
+      EXPECT_EQ(packed.group_size, wanted->group_size);
+      EXPECT_EQ(packed.symmetric, wanted->symmetric);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, QuantizeFormatTest,
+                         testing::Values(FormatParam{2, 64, true}, FormatParam{3, 32, false},
+                                         FormatParam{4, 64, false}, FormatParam{8, 0, true},
+                                         FormatParam{4, 128, true}, FormatParam{2, 0, false}));
+
+TEST_F(QuantizeTest, TrainingLowersTheLoss) {
+  const QuantFormat format{.bits = 2, .symmetric = true};
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, format);
+  // A random model repeats nothing that eight sequences could teach about others.
+  for (int i = 10; i < 100; ++i) {
+    calibration_.push_back(calibration_[i % 10]);
+    for (int t = 0; t < kLength; ++t) calibration_[i][t] = (i * 53 + t * t * 7 + t * i * 3) % 300;
+  }
+  task.block_ap.sample_count = 90;
+  task.block_ap.validation_sample_count = 10;
+  // Without steps the loss reported is that of the start, on held-back sequences.
+  Task start = task;
+  start.block_ap.epoch_count = 0;
+  options_.work_directory = directory_ + "/start";
+  ASSERT_OK(Run(start));
+  const std::vector<double> before = Losses(Stage::kBlockAp);
+  options_.work_directory = directory_ + "/trained";
+  ASSERT_OK(Run(task));
+  const std::vector<double> after = Losses(Stage::kBlockAp);
+  ASSERT_EQ(before.size(), 2u);
+  ASSERT_EQ(after.size(), 2u);
+  for (int i = 0; i < 2; ++i) EXPECT_LT(after[i], 0.95 * before[i]) << i;
+
+  const std::vector<double> kl = Losses(Stage::kE2eQp);
+  ASSERT_EQ(kl.size(), 8u);
+  double first_epoch = 0;
+  double second_epoch = 0;
+  for (int i = 0; i < 4; ++i) first_epoch += kl[i];
+  for (int i = 4; i < 8; ++i) second_epoch += kl[i];
+  EXPECT_LT(second_epoch, 0.98 * first_epoch);
+}
+
+TEST_F(QuantizeTest, CrossEntropyLowersTheLossToo) {
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 2, .symmetric = true});
+  task.e2e_qp.loss = E2eLoss::kCrossEntropy;
+  ASSERT_OK(Run(task));
+  const std::vector<double> losses = Losses(Stage::kE2eQp);
+  ASSERT_EQ(losses.size(), 8u);
+  EXPECT_LT(losses[4] + losses[5] + losses[6] + losses[7],
+            losses[0] + losses[1] + losses[2] + losses[3]);
+}
+
+TEST_F(QuantizeTest, EndToEndTrainingChangesScalesAlone) {
+  const QuantFormat format{.bits = 3};
+  options_.work_directory = directory_ + "/a";
+  ASSERT_OK_AND_ASSIGN(const PackedModel blocks, Run(MakeTask(QuantMethod::kBlockAp, format)));
+  options_.work_directory = directory_ + "/b";
+  ASSERT_OK_AND_ASSIGN(const PackedModel tuned, Run(MakeTask(QuantMethod::kBlockApE2eQp, format)));
+  EXPECT_EQ(blocks.vectors, tuned.vectors);
+  int num_changed = 0;
+  for (const auto& [name, matrix] : blocks.matrices) {
+    EXPECT_EQ(UnpackCodes(matrix), UnpackCodes(tuned.matrices.at(name)));
+    EXPECT_EQ(UnpackZeroPoints(matrix), UnpackZeroPoints(tuned.matrices.at(name)));
+    num_changed += UnpackScales(matrix) != UnpackScales(tuned.matrices.at(name));
+  }
+  EXPECT_EQ(num_changed, 14);
+}
+
+// Stopping at any question whether to stop is what a kill between two steps leaves behind.
+TEST_F(QuantizeTest, StoppedAndStartedAgainGivesTheSameBytes) {
+  const Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
+  options_.num_threads = 2;
+  options_.work_directory = directory_ + "/whole";
+  int num_questions = 0;
+  options_.cancelled = [&] { return ++num_questions < 0; };
+  ASSERT_OK_AND_ASSIGN(const PackedModel whole, Run(task));
+  ASSERT_GT(num_questions, 30);
+  options_.work_directory = directory_ + "/stopped";
+  for (int limit : {1, 7, 20, 5, 19, 4, 9, 2}) {
+    int left = limit;
+    options_.cancelled = [&left] { return left-- == 0; };
+    const absl::StatusOr<PackedModel> stopped = Run(task);
+    EXPECT_THAT(stopped, StatusIs(absl::StatusCode::kCancelled, HasSubstr("stopped")));
+  }
+  options_.cancelled = {};
+  ASSERT_OK_AND_ASSIGN(const PackedModel resumed, Run(task));
+  ExpectSameBytes(whole, resumed);
+  // All is there: nothing is trained again, and the bytes are still the same.
+  ASSERT_OK_AND_ASSIGN(const PackedModel again, Run(task));
+  EXPECT_TRUE(Losses(Stage::kE2eQp).empty());
+  ExpectSameBytes(whole, again);
+}
+
+TEST_F(QuantizeTest, ADamagedStateIsComputedAgain) {
+  const Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 4});
+  ASSERT_OK_AND_ASSIGN(const PackedModel whole, Run(task));
+  for (const char* name :
+       {"block_0000.safetensors", "block_0001.safetensors", "e2e_0.safetensors"}) {
+    const std::string path = options_.work_directory + "/" + name;
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    ASSERT_TRUE(file.good()) << path;
+    file.seekp(-5, std::ios::end);
+    file.put('\x7f');
+    file.close();
+    ASSERT_OK_AND_ASSIGN(const PackedModel again, Run(task));
+    ExpectSameBytes(whole, again);
+  }
+}
+
+TEST_F(QuantizeTest, RefusesAWorkDirectoryOfAnotherTask) {
+  Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 4});
+  ASSERT_OK(Run(task));
+  task.seed = 7;
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another run")));
+}
+
+TEST_F(QuantizeTest, DivergenceInABlockNamesBlockAndStep) {
+  Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 2, .symmetric = true});
+  task.block_ap.weight_learning_rate = 1e4;
+  task.block_ap.quant_learning_rate = 1e4;
+  EXPECT_THAT(Run(task),
+              StatusIs(absl::StatusCode::kAborted,
+                       AllOf(HasSubstr("DIVERGED"), HasSubstr("block 0"), HasSubstr("step "))));
+}
+
+TEST_F(QuantizeTest, DivergenceEndToEndNamesTheStep) {
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 4});
+  task.e2e_qp.learning_rate = 1e30;
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kAborted,
+                                  AllOf(HasSubstr("DIVERGED"), HasSubstr("E2E-QP, step "))));
+}
+
+TEST_F(QuantizeTest, OneRewindWithSmallerStepsSavesARun) {
+  Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 4});
+  // Too large by a little: a tenth of it is not.
+  task.block_ap.quant_learning_rate = 2.0;
+  task.block_ap.weight_learning_rate = 0.0;
+  const absl::StatusOr<PackedModel> model = Run(task);
+  ASSERT_OK(model);
+  for (double loss : Losses(Stage::kBlockAp)) EXPECT_LT(loss, 1);
+}
+
+TEST_F(QuantizeTest, RefusesCalibrationThatDoesNotFit) {
+  const Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 4});
+  calibration_.resize(9);
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("9 sequences")));
+  calibration_.resize(10, calibration_[0]);
+  calibration_[4].pop_back();
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sequence 4")));
+  calibration_[4] = calibration_[0];
+  calibration_[5][3] = 300;
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("token 300")));
+}
+
+TEST_F(QuantizeTest, FrozenWeightsKeepTheirNorms) {
+  Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 4});
+  task.block_ap.weight_learning_rate = 0.0;
+  ASSERT_OK_AND_ASSIGN(const PackedModel model, Run(task));
+  const auto weights = TinyModelWeights({});
+  for (const auto& [name, values] : model.vectors) EXPECT_EQ(values, weights.at(name).values);
+}
+
+TEST(FindDeviceTest, KnowsTheCpuAndSaysWhatIsMissing) {
+  ASSERT_OK_AND_ASSIGN(const DeviceInfo cpu, FindDevice("cpu"));
+  EXPECT_EQ(cpu.name, "cpu");
+  EXPECT_GT(cpu.memory_bytes, 0);
+  EXPECT_THAT(FindDevice("tpu"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tpu")));
+  const absl::StatusOr<DeviceInfo> cuda = FindDevice("cuda");
+  if (!cuda.ok()) {
+    EXPECT_THAT(cuda, StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("device cuda")));
+    ASSERT_OK_AND_ASSIGN(const DeviceInfo automatic, FindDevice("auto"));
+    EXPECT_EQ(automatic.name, "cpu");
+  }
+}
+
+}  // namespace
+}  // namespace quern

@@ -96,6 +96,7 @@ class Translator {
   absl::StatusOr<std::optional<size_t>> SpecialId(absl::string_view name) const;
   absl::StatusOr<Json> PostProcessor(bool add_bos_default) const;
   Json AddedTokens() const;
+  Json Vocab() const;
   absl::StatusOr<Json> ByteLevelBpe();
   absl::StatusOr<Json> SentencePieceBpe();
   std::vector<std::string> MergesFromScores(const std::vector<float>& scores) const;
@@ -217,6 +218,22 @@ Json Translator::AddedTokens() const {
   return added;
 }
 
+// The model's own vocabulary: normal and byte tokens, and what stands between them. Tokens behind
+// them (Llama 3, Qwen) are added tokens alone, as in the families' own files: Hugging Face's
+// library numbers those that are not in the vocabulary from its end.
+Json Translator::Vocab() const {
+  const auto is_model_token = [](const Token& token) {
+    return token.type == kNormal || token.type == kByte;
+  };
+  const auto last = std::find_if(tokens_.rbegin(), tokens_.rend(), is_model_token);
+  const auto size = static_cast<size_t>(tokens_.rend() - last);
+  Json vocab = Json::object();
+  for (size_t id = 0; id < size; ++id) {
+    if (tokens_[id].type != kUnused) vocab[std::string(tokens_[id].text)] = id;
+  }
+  return vocab;
+}
+
 Json BpeModel(Json vocab, std::vector<std::string> merges) {
   return Json{{"type", "BPE"},
               {"dropout", nullptr},
@@ -265,11 +282,6 @@ absl::StatusOr<Json> Translator::ByteLevelBpe() {
                                          [&](const PreTokenizer& row) { return row.pre == name; });
   if (pre == std::end(kPreTokenizers)) return file_.Wrong(kPreKey, supported);
   RETURN_IF_ERROR(ReadTokens(kMaxTokenBytes));
-  Json vocab = Json::object();
-  for (size_t id = 0; id < tokens_.size(); ++id) {
-    const Token& token = tokens_[id];
-    if (token.type == kNormal || token.type == kByte) vocab[std::string(token.text)] = id;
-  }
   ASSIGN_OR_RETURN(const std::vector<absl::string_view> merge_texts,
                    file_.Strings("tokenizer.ggml.merges"));
   if (merge_texts.size() > kMaxMerges) {
@@ -285,7 +297,7 @@ absl::StatusOr<Json> Translator::ByteLevelBpe() {
     }
     merges.emplace_back(text);
   }
-  Json model = BpeModel(std::move(vocab), std::move(merges));
+  Json model = BpeModel(Vocab(), std::move(merges));
   model["ignore_merges"] = pre->ignore_merges;
   ASSIGN_OR_RETURN(Json post_processor, PostProcessor(pre->add_bos));
   return Json{{"normalizer", pre->nfc ? Json{{"type", "NFC"}} : Json(nullptr)},
@@ -355,21 +367,18 @@ absl::StatusOr<Json> Translator::SentencePieceBpe() {
     return Damaged("scores: found a number that is not finite");
   }
   ASSIGN_OR_RETURN(const std::optional<size_t> unknown, SpecialId("unknown"));
-  Json vocab = Json::object();
   for (size_t id = 0; id < tokens_.size(); ++id) {
-    const Token& token = tokens_[id];
-    if (token.type == kNormal || token.type == kByte || id == unknown) {
-      vocab[std::string(token.text)] = id;
-    }
     // A space would end the first half of a merge; the pieces themselves write U+2581.
-    if (token.type == kNormal && absl::StrContains(token.text, ' ')) {
+    if (tokens_[id].type == kNormal && absl::StrContains(tokens_[id].text, ' ')) {
       return Damaged(absl::StrCat("tokens: id ", id, " has a space, wanted U+2581"));
     }
   }
-  Json model = BpeModel(std::move(vocab), MergesFromScores(scores));
+  Json model = BpeModel(Vocab(), MergesFromScores(scores));
   model["byte_fallback"] = true;
   model["fuse_unk"] = true;
-  if (unknown.has_value()) model["unk_token"] = std::string(tokens_[*unknown].text);
+  if (unknown.has_value() && model["vocab"].contains(std::string(tokens_[*unknown].text))) {
+    model["unk_token"] = std::string(tokens_[*unknown].text);
+  }
   ASSIGN_OR_RETURN(const bool add_prefix, file_.BoolOr("tokenizer.ggml.add_space_prefix", true));
   const std::string metaspace(kMetaspace);
   Json normalizers = Json::array();

@@ -181,24 +181,31 @@ absl::StatusOr<Rope> ReadRopeKeys(const JsonObject& config) {
   return rope;
 }
 
-absl::StatusOr<std::vector<int>> ReadEosIds(const JsonObject& config, int vocab_size) {
+// The ids of the array `key`, in order, each once.
+absl::StatusOr<std::vector<int>> ReadIds(const JsonObject& config, absl::string_view key,
+                                         int vocab_size) {
+  ASSIGN_OR_RETURN(const Json* values, config.Array(key));
   std::vector<int> ids;
-  const Json* value = config.Find("eos_token_id");
-  if (value == nullptr || value->is_null()) return ids;
-  if (!value->is_array()) {
-    ASSIGN_OR_RETURN(const int64_t id, config.Int("eos_token_id", 0, vocab_size - 1));
-    return std::vector<int>{static_cast<int>(id)};
-  }
-  const std::string wanted =
-      absl::StrFormat("at most %u integers in [0, %d]", kMaxEosIds, vocab_size - 1);
-  if (value->size() > kMaxEosIds) return Unsupported(config, "eos_token_id", wanted);
-  for (const Json& id : *value) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(vocab_size)) {
-      return Unsupported(config, "eos_token_id", wanted);
+  for (const Json& value : *values) {
+    // Integers made in code are signed, parsed ones unsigned.
+    const int64_t id = value.is_number_integer() ? value.get<int64_t>() : -1;
+    if (id < 0 || id >= vocab_size || values->size() > kMaxEosIds) {
+      return Unsupported(
+          config, key,
+          absl::StrFormat("at most %u integers in [0, %d]", kMaxEosIds, vocab_size - 1));
     }
-    if (std::find(ids.begin(), ids.end(), id.get<int>()) == ids.end()) ids.push_back(id.get<int>());
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(static_cast<int>(id));
   }
   return ids;
+}
+
+absl::StatusOr<std::vector<int>> ReadEosIds(const JsonObject& config, int vocab_size) {
+  constexpr absl::string_view kKey = "eos_token_id";
+  const Json* value = config.Find(kKey);
+  if (value == nullptr || value->is_null()) return std::vector<int>();
+  if (value->is_array()) return ReadIds(config, kKey, vocab_size);
+  ASSIGN_OR_RETURN(const int64_t id, config.Int(kKey, 0, vocab_size - 1));
+  return std::vector<int>{static_cast<int>(id)};
 }
 
 absl::Status ReadSizes(const JsonObject& config, const Family& family, ModelConfig* result) {
@@ -449,18 +456,7 @@ absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& json, absl::string_v
   ASSIGN_OR_RETURN(config.mlp_bias, Flag(object, "mlp_bias"));
   ASSIGN_OR_RETURN(config.qk_norm, Flag(object, "qk_norm"));
   ASSIGN_OR_RETURN(config.bos_token_id, object.Int("bos_token_id", -1, config.vocab_size - 1));
-  ASSIGN_OR_RETURN(const Json* eos, object.Array("eos_token_ids"));
-  if (eos->size() > kMaxEosIds) {
-    return Unsupported(object, "eos_token_ids", absl::StrCat("at most ", kMaxEosIds, " ids"));
-  }
-  for (const Json& id : *eos) {
-    if (!id.is_number_unsigned() ||
-        id.get<uint64_t>() >= static_cast<uint64_t>(config.vocab_size)) {
-      return Unsupported(object, "eos_token_ids",
-                         absl::StrCat("integers in [0, ", config.vocab_size - 1, "]"));
-    }
-    config.eos_token_ids.push_back(id.get<int>());
-  }
+  ASSIGN_OR_RETURN(config.eos_token_ids, ReadIds(object, "eos_token_ids", config.vocab_size));
   if (absl::Status status = config.Validate(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(where, ": ", status.message()));
   }

@@ -8,7 +8,9 @@
 // One body per loop, compiled for AVX2 and for the baseline and chosen at load time. Neither
 // contracts into fused multiply-adds ("avx2" does not imply FMA), so both give the same bits.
 #define QUERN_CLONES __attribute__((target_clones("avx2", "default")))
-#define QUERN_INLINE inline __attribute__((always_inline))
+// Everything below a clone is inlined into it: a function left outside is baseline code.
+#define QUERN_LAMBDA_INLINE __attribute__((always_inline))
+#define QUERN_INLINE inline QUERN_LAMBDA_INLINE
 
 namespace quern {
 namespace {
@@ -47,25 +49,26 @@ template <typename T>
 QUERN_INLINE void Forward(const GroupShape& shape, const T* weights, const GroupGrid<T>& grid,
                           int64_t row_begin, int64_t row_end, T* fake, uint8_t* codes) {
   const T max_code = static_cast<T>((1 << shape.bits) - 1);
-  ForEachGroup(shape, row_begin, row_end, [&](int64_t group, int64_t first, int64_t length) {
-    const T scale = grid.scales[group];
-    const T zero_point = grid.zero_points[group];
-    const T* w = weights + first;
-    if (fake != nullptr) {
-      T* out = fake + first;
+  ForEachGroup(shape, row_begin, row_end,
+               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+                 const T scale = grid.scales[group];
+                 const T zero_point = grid.zero_points[group];
+                 const T* w = weights + first;
+                 if (fake != nullptr) {
+                   T* out = fake + first;
 #pragma omp simd
-      for (int64_t k = 0; k < length; ++k) {
-        const T code = Clamp(Round(w[k] / scale) + zero_point, T{0}, max_code);
-        out[k] = (code - zero_point) * scale;
-      }
-    }
-    if (codes != nullptr) {
-      for (int64_t k = 0; k < length; ++k) {
-        codes[first + k] =
-            static_cast<uint8_t>(Clamp(Round(w[k] / scale) + zero_point, T{0}, max_code));
-      }
-    }
-  });
+                   for (int64_t k = 0; k < length; ++k) {
+                     const T code = Clamp(Round(w[k] / scale) + zero_point, T{0}, max_code);
+                     out[k] = (code - zero_point) * scale;
+                   }
+                 }
+                 if (codes != nullptr) {
+                   for (int64_t k = 0; k < length; ++k) {
+                     codes[first + k] = static_cast<uint8_t>(
+                         Clamp(Round(w[k] / scale) + zero_point, T{0}, max_code));
+                   }
+                 }
+               });
 }
 
 template <typename T>
@@ -73,39 +76,40 @@ QUERN_INLINE void Backward(const GroupShape& shape, const T* weights, const Grou
                            const T* grad_fake, int64_t row_begin, int64_t row_end, T* grad_weights,
                            T* grad_scales, T* grad_zero_points) {
   const T max_code = static_cast<T>((1 << shape.bits) - 1);
-  ForEachGroup(shape, row_begin, row_end, [&](int64_t group, int64_t first, int64_t length) {
-    const T scale = grid.scales[group];
-    const T zero_point = grid.zero_points[group];
-    const T* w = weights + first;
-    const T* g = grad_fake + first;
-    T scale_sum = 0;
-    T outside_sum = 0;
-    if (grad_weights != nullptr) {
-      T* out = grad_weights + first;
+  ForEachGroup(shape, row_begin, row_end,
+               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+                 const T scale = grid.scales[group];
+                 const T zero_point = grid.zero_points[group];
+                 const T* w = weights + first;
+                 const T* g = grad_fake + first;
+                 T scale_sum = 0;
+                 T outside_sum = 0;
+                 if (grad_weights != nullptr) {
+                   T* out = grad_weights + first;
 #pragma omp simd reduction(+ : scale_sum, outside_sum)
-      for (int64_t k = 0; k < length; ++k) {
-        const T ratio = w[k] / scale;
-        const T u = Round(ratio) + zero_point;
-        const T code = Clamp(u, T{0}, max_code);
-        const bool inside = u == code;
-        scale_sum += g[k] * (code - zero_point - (inside ? ratio : T{0}));
-        outside_sum += inside ? T{0} : g[k];
-        out[k] = inside ? g[k] : T{0};
-      }
-    } else {
+                   for (int64_t k = 0; k < length; ++k) {
+                     const T ratio = w[k] / scale;
+                     const T u = Round(ratio) + zero_point;
+                     const T code = Clamp(u, T{0}, max_code);
+                     const bool inside = u == code;
+                     scale_sum += g[k] * (code - zero_point - (inside ? ratio : T{0}));
+                     outside_sum += inside ? T{0} : g[k];
+                     out[k] = inside ? g[k] : T{0};
+                   }
+                 } else {
 #pragma omp simd reduction(+ : scale_sum, outside_sum)
-      for (int64_t k = 0; k < length; ++k) {
-        const T ratio = w[k] / scale;
-        const T u = Round(ratio) + zero_point;
-        const T code = Clamp(u, T{0}, max_code);
-        const bool inside = u == code;
-        scale_sum += g[k] * (code - zero_point - (inside ? ratio : T{0}));
-        outside_sum += inside ? T{0} : g[k];
-      }
-    }
-    if (grad_scales != nullptr) grad_scales[group] = scale_sum;
-    if (grad_zero_points != nullptr) grad_zero_points[group] = -scale * outside_sum;
-  });
+                   for (int64_t k = 0; k < length; ++k) {
+                     const T ratio = w[k] / scale;
+                     const T u = Round(ratio) + zero_point;
+                     const T code = Clamp(u, T{0}, max_code);
+                     const bool inside = u == code;
+                     scale_sum += g[k] * (code - zero_point - (inside ? ratio : T{0}));
+                     outside_sum += inside ? T{0} : g[k];
+                   }
+                 }
+                 if (grad_scales != nullptr) grad_scales[group] = scale_sum;
+                 if (grad_zero_points != nullptr) grad_zero_points[group] = -scale * outside_sum;
+               });
 }
 
 // sum of importance * (w - fake)^2 over one group.
@@ -198,24 +202,26 @@ QUERN_INLINE void Search(const GroupShape& shape, bool symmetric, const float* w
                          const float* importance, int64_t row_begin, int64_t row_end,
                          const SearchedGrid& grid) {
   const float max_code = static_cast<float>((1 << shape.bits) - 1);
-  ForEachGroup(shape, row_begin, row_end, [&](int64_t group, int64_t first, int64_t length) {
-    GroupSearch search{weights + first, importance + first % shape.cols, length, max_code};
-    float min = 0;
-    float max = 0;
-    for (int64_t k = 0; k < length; ++k) {
-      min = search.w[k] < min ? search.w[k] : min;
-      max = search.w[k] > max ? search.w[k] : max;
-    }
-    if (symmetric) {
-      search.best.zero_point = (max_code + 1) / 2;
-      SearchSymmetric(search, min, max);
-    } else {
-      SearchAsymmetric(search, min, max);
-    }
-    search.Refine();
-    grid.scales[group] = search.best.scale;
-    grid.zero_points[group] = search.best.zero_point;
-  });
+  ForEachGroup(
+      shape, row_begin, row_end,
+      [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+        GroupSearch search{weights + first, importance + first % shape.cols, length, max_code};
+        float min = 0;
+        float max = 0;
+        for (int64_t k = 0; k < length; ++k) {
+          min = search.w[k] < min ? search.w[k] : min;
+          max = search.w[k] > max ? search.w[k] : max;
+        }
+        if (symmetric) {
+          search.best.zero_point = (max_code + 1) / 2;
+          SearchSymmetric(search, min, max);
+        } else {
+          SearchAsymmetric(search, min, max);
+        }
+        search.Refine();
+        grid.scales[group] = search.best.scale;
+        grid.zero_points[group] = search.best.zero_point;
+      });
 }
 
 }  // namespace
@@ -273,28 +279,31 @@ void FakeQuantizeRowsBackward<double>(const GroupShape& shape, const double* wei
 QUERN_CLONES void DequantizeRows(const GroupShape& shape, const uint8_t* codes,
                                  const GroupGrid<float>& grid, int64_t row_begin, int64_t row_end,
                                  float* weights) {
-  ForEachGroup(shape, row_begin, row_end, [&](int64_t group, int64_t first, int64_t length) {
-    const float scale = grid.scales[group];
-    const float zero_point = grid.zero_points[group];
+  ForEachGroup(shape, row_begin, row_end,
+               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+                 const float scale = grid.scales[group];
+                 const float zero_point = grid.zero_points[group];
 #pragma omp simd
-    for (int64_t k = 0; k < length; ++k) {
-      weights[first + k] = (static_cast<float>(codes[first + k]) - zero_point) * scale;
-    }
-  });
+                 for (int64_t k = 0; k < length; ++k) {
+                   weights[first + k] = (static_cast<float>(codes[first + k]) - zero_point) * scale;
+                 }
+               });
 }
 
 QUERN_CLONES void ReduceScaleGradientRows(const GroupShape& shape, const uint8_t* codes,
                                           const float* zero_points, const float* grad_weights,
                                           int64_t row_begin, int64_t row_end, float* grad_scales) {
-  ForEachGroup(shape, row_begin, row_end, [&](int64_t group, int64_t first, int64_t length) {
-    const float zero_point = zero_points[group];
-    float sum = 0;
+  ForEachGroup(shape, row_begin, row_end,
+               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+                 const float zero_point = zero_points[group];
+                 float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < length; ++k) {
-      sum += (static_cast<float>(codes[first + k]) - zero_point) * grad_weights[first + k];
-    }
-    grad_scales[group] = sum;
-  });
+                 for (int64_t k = 0; k < length; ++k) {
+                   sum += (static_cast<float>(codes[first + k]) - zero_point) *
+                          grad_weights[first + k];
+                 }
+                 grad_scales[group] = sum;
+               });
 }
 
 QUERN_CLONES void SearchGridRows(const GroupShape& shape, bool symmetric, const float* weights,

@@ -1,0 +1,30 @@
+#ifndef QUERN_SERVICES_CLI_COMMANDS_H_
+#define QUERN_SERVICES_CLI_COMMANDS_H_
+
+// The subcommands. Each Add function declares its subcommands and options on `app`; parsing the
+// command line then leaves in `command` what to run.
+
+#include <absl/status/status.h>
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+#include "services/cli/context.h"
+
+namespace quern::cli {
+
+using Command = std::function<absl::Status(Context& context, Interrupt& interrupt)>;
+
+void AddUp(CLI::App& app, Command& command);
+void AddQuantize(CLI::App& app, Command& command);
+void AddJobs(CLI::App& app, Command& command);
+void AddArtifacts(CLI::App& app, Command& command);
+void AddModels(CLI::App& app, Command& command);
+// `complete` and `chat`.
+void AddGenerate(CLI::App& app, Command& command);
+void AddEval(CLI::App& app, Command& command);
+void AddBench(CLI::App& app, Command& command);
+
+}  // namespace quern::cli
+
+#endif  // QUERN_SERVICES_CLI_COMMANDS_H_

@@ -1,0 +1,117 @@
+// `quern eval`: fidelity of models to their source on a text, in this process.
+
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/base/status_macros.h"
+#include "core/eval/evaluate.h"
+#include "services/cli/commands.h"
+#include "services/cli/format.h"
+#include "services/cli/local_model.h"
+
+namespace quern::cli {
+namespace {
+
+constexpr size_t kMaxTextBytes = size_t{256} << 20;
+
+struct EvalOptions {
+  std::vector<std::string> models;
+  std::string source;
+  std::string text;
+  int chunk_tokens = 512;
+  int max_chunks = 40;
+  int threads = 0;
+};
+
+std::string NameOf(const std::string& path) {
+  const std::filesystem::path clean = std::filesystem::path(path).lexically_normal();
+  return (clean.has_filename() ? clean : clean.parent_path()).filename().string();
+}
+
+absl::Status PrintRows(const std::vector<EvaluationRow>& rows, const Context& context) {
+  if (context.json()) {
+    Json list = Json::array();
+    for (const EvaluationRow& row : rows) {
+      list.push_back({{"model", row.model},
+                      {"dataset", row.dataset},
+                      {"perplexity", row.perplexity},
+                      {"klDivergence", row.kl_divergence},
+                      {"top1Agreement", row.top1_agreement},
+                      {"tokenCount", row.token_count}});
+    }
+    std::cout << Json{{"rows", list}}.dump() << std::endl;
+    return absl::OkStatus();
+  }
+  std::vector<std::vector<std::string>> cells = {
+      {"model", "perplexity", "KL to source", "same top-1", "tokens"}};
+  for (const EvaluationRow& row : rows) {
+    const bool source = row.model == "source";
+    cells.push_back({row.model, absl::StrFormat("%.4f", row.perplexity),
+                     source ? "" : absl::StrFormat("%.4f", row.kl_divergence),
+                     source ? "" : absl::StrFormat("%.1f %%", 100 * row.top1_agreement),
+                     FormatCount(row.token_count)});
+  }
+  std::cout << FormatTable(cells, {false, true, true, true, true});
+  return absl::OkStatus();
+}
+
+absl::Status Run(const EvalOptions& options, const Context& context) {
+  if (absl::EndsWith(options.text, ".jsonl")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--text ", options.text, ": plain text is wanted, not JSON lines"));
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(options.text, kMaxTextBytes));
+  ASSIGN_OR_RETURN(const auto engine, MakeLocalEngine(options.threads));
+  ASSIGN_OR_RETURN(const LocalModel source, LoadLocalModel(*engine, options.source));
+  if (source.tokenizer == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.source, ": has no tokenizer to read the text with"));
+  }
+  std::vector<NamedModel> models;
+  for (const std::string& path : options.models) {
+    ASSIGN_OR_RETURN(const LocalModel model, LoadLocalModel(*engine, path));
+    models.push_back({NameOf(path), model.handle});
+  }
+  ASSIGN_OR_RETURN(EvaluationText chunks, ChunkText(*source.tokenizer, NameOf(options.text), text,
+                                                    options.chunk_tokens, options.max_chunks));
+  const bool show = context.terminal() && !context.json();
+  const auto on_progress = [show](int64_t done, int64_t total) {
+    if (show) std::cout << "\r\x1b[2Kscored " << done << " of " << total << std::flush;
+  };
+  const absl::StatusOr<std::vector<EvaluationRow>> rows =
+      Evaluate(*engine, source.handle, models, {std::move(chunks)}, on_progress);
+  if (show) std::cout << "\r\x1b[2K" << std::flush;
+  RETURN_IF_ERROR(rows.status());
+  return PrintRows(*rows, context);
+}
+
+}  // namespace
+
+void AddEval(CLI::App& app, Command& command) {
+  auto options = std::make_shared<EvalOptions>();
+  CLI::App* sub = app.add_subcommand("eval", "Compare models with their source on a text, locally");
+  sub->add_option("models", options->models, "artifact directories or checkpoints")->required();
+  sub->add_option("--source", options->source, "the checkpoint they came from")->required();
+  sub->add_option("--text", options->text, "plain text, UTF-8")->required();
+  sub->add_option("--chunk-tokens", options->chunk_tokens, "each scored on its own")
+      ->check(CLI::Range(2, 131072))
+      ->capture_default_str();
+  sub->add_option("--max-chunks", options->max_chunks, "from the start of the text; 0: all")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  sub->add_option("--threads", options->threads, "0: one for each CPU")->check(CLI::Range(0, 1024));
+  sub->callback([options, &command] {
+    command = [options](Context& context, Interrupt&) { return Run(*options, context); };
+  });
+}
+
+}  // namespace quern::cli

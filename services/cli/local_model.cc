@@ -1,0 +1,57 @@
+#include "services/cli/local_model.h"
+
+#include <absl/strings/str_cat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "core/artifact/artifact.h"
+#include "core/base/status_macros.h"
+#include "core/checkpoint/checkpoint.h"
+#include "core/engine/model_source.h"
+
+namespace quern::cli {
+namespace {
+
+struct OpenedModel {
+  std::unique_ptr<ModelSource> source;
+  std::string format;
+};
+
+absl::StatusOr<OpenedModel> Open(absl::string_view path) {
+  if (access(absl::StrCat(path, "/", kManifestName).c_str(), F_OK) == 0) {
+    ASSIGN_OR_RETURN(LoadedArtifact artifact, LoadArtifact(path));
+    const QuantFormat format = artifact.model.format;
+    return OpenedModel{
+        MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact.model))),
+        absl::StrCat("w", format.bits, " g", format.group_size,
+                     format.symmetric ? " symmetric" : "")};
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(path));
+  return OpenedModel{MakeModelSource(std::shared_ptr<const Checkpoint>(std::move(checkpoint))),
+                     "as it came"};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads) {
+  EngineOptions options;
+  options.num_threads = num_threads > 0
+                            ? num_threads
+                            : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return Engine::Create(options);
+}
+
+absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path) {
+  ASSIGN_OR_RETURN(OpenedModel opened, Open(path));
+  LocalModel model;
+  model.format = std::move(opened.format);
+  ASSIGN_OR_RETURN(model.handle, engine.Load(*opened.source));
+  ASSIGN_OR_RETURN(model.info, engine.Info(model.handle));
+  ASSIGN_OR_RETURN(model.tokenizer, engine.GetTokenizer(model.handle));
+  return model;
+}
+
+}  // namespace quern::cli

@@ -1,0 +1,30 @@
+#ifndef QUERN_SERVICES_CLI_LOCAL_MODEL_H_
+#define QUERN_SERVICES_CLI_LOCAL_MODEL_H_
+
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+
+#include <memory>
+#include <string>
+
+#include "core/engine/engine.h"
+
+namespace quern::cli {
+
+// A model in an engine of this process, without any service.
+struct LocalModel {
+  ModelHandle handle = 0;
+  ModelInfo info;
+  std::shared_ptr<const Tokenizer> tokenizer;  // null when the model came without one
+  std::string format;                          // "w4 g64", or "as it came" for a checkpoint
+};
+
+// An engine for one user at a time. `num_threads` 0: one for each CPU.
+absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads);
+
+// Loads an artifact directory (one with a manifest.json) or a checkpoint.
+absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path);
+
+}  // namespace quern::cli
+
+#endif  // QUERN_SERVICES_CLI_LOCAL_MODEL_H_

@@ -1,0 +1,68 @@
+// quern: the command line of Quern.
+
+#include <absl/status/status.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+
+#include "core/base/log.h"
+#include "services/cli/commands.h"
+#include "services/cli/context.h"
+
+namespace {
+
+constexpr int kExitFailure = 1;
+constexpr int kExitUsage = 2;
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace quern::cli;  // NOLINT: the one file that is all about it
+  quern::SetLogProgram("quern");
+
+  CLI::App app("Quantizes language models to 2, 3 and 4 bits and serves them.", "quern");
+  app.set_version_flag("--version", QUERN_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();
+  GlobalOptions options;
+  app.add_option("--jobs", options.jobs, "HOST:PORT of quern-jobs");
+  app.add_option("--inference", options.inference, "HOST:PORT of quern-inference");
+  app.add_option("--data-directory", options.data_directory,
+                 "where `quern up` keeps its data and tells where its services are");
+  app.add_flag("--json", options.json, "print results as JSON");
+
+  Command command;
+  AddUp(app, command);
+  AddQuantize(app, command);
+  AddJobs(app, command);
+  AddArtifacts(app, command);
+  AddModels(app, command);
+  AddGenerate(app, command);
+  AddEval(app, command);
+  AddBench(app, command);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kExitUsage;
+  }
+
+  Context context(options, Environment("XDG_STATE_HOME"), Environment("HOME"));
+  Interrupt interrupt;
+  const absl::Status status = command(context, interrupt);
+  if (!status.ok()) {
+    std::cerr << "quern: " << absl::StatusCodeToString(status.code()) << ": "
+              << std::string(status.message()) << std::endl;
+  }
+  // The thread that waits for signals never ends; no destructor has anything left to do.
+  std::cout.flush();
+  _exit(status.ok() ? 0 : kExitFailure);
+}

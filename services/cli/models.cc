@@ -1,0 +1,163 @@
+// `quern models`: load, unload, list.
+
+#include <absl/strings/str_cat.h>
+#include <absl/strings/strip.h>
+#include <absl/time/clock.h>
+#include <quern/inference/v1/inference_service.grpc.pb.h>
+
+#include <iostream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/base/status_macros.h"
+#include "services/cli/commands.h"
+#include "services/cli/format.h"
+#include "services/cli/job_view.h"
+
+namespace quern::cli {
+namespace {
+
+namespace pb = inference::v1;
+
+struct ModelsOptions {
+  std::string id;
+  std::string artifact;
+  std::string checkpoint;
+  bool no_wait = false;
+};
+
+std::string DescribeSource(const pb::Model& model) {
+  if (model.source_case() == pb::Model::kCheckpoint) {
+    return absl::StrCat("checkpoint ", model.checkpoint());
+  }
+  return absl::StrCat("artifact ",
+                      std::string(absl::StripPrefix(model.artifact(), "artifacts/")).substr(0, 12));
+}
+
+absl::Status List(Context& context) {
+  ASSIGN_OR_RETURN(auto channel, context.Inference());
+  pb::ListModelsRequest request;
+  request.set_page_size(1000);
+  grpc::ClientContext call;
+  pb::ListModelsResponse response;
+  RETURN_IF_ERROR(
+      CallStatus(pb::ModelService::NewStub(channel)->ListModels(&call, request, &response)));
+  if (context.json()) return PrintJson(response);
+  std::vector<std::vector<std::string>> rows = {{"MODEL", "STATE", "SOURCE", "MEMORY", "SINCE"}};
+  for (const auto& model : response.models()) {
+    rows.push_back({std::string(absl::StripPrefix(model.name(), "models/")),
+                    pb::Model::State_Name(model.state()), DescribeSource(model),
+                    FormatBytes(model.memory_bytes()),
+                    FormatLocalTime(ToTime(model.create_time()))});
+    if (!model.failure_message().empty()) rows.push_back({"", "", model.failure_message()});
+  }
+  std::cout << FormatTable(rows, {false, false, false, true, false});
+  return absl::OkStatus();
+}
+
+// Asks until the model is loaded or has failed.
+absl::StatusOr<pb::Model> WaitUntilLoaded(pb::ModelService::Stub& stub, pb::Model model,
+                                          const Interrupt& interrupt) {
+  absl::Duration pause = absl::Milliseconds(20);
+  while (model.state() == pb::Model::LOADING) {
+    if (interrupt.interrupted()) {
+      return absl::CancelledError(
+          absl::StrCat("no longer waiting; ", model.name(), " goes on loading"));
+    }
+    absl::SleepFor(pause);
+    pause = std::min(pause * 2, absl::Seconds(1));
+    pb::GetModelRequest request;
+    request.set_name(model.name());
+    grpc::ClientContext call;
+    RETURN_IF_ERROR(CallStatus(stub.GetModel(&call, request, &model)));
+  }
+  return model;
+}
+
+absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& interrupt) {
+  if (options.artifact.empty() == options.checkpoint.empty()) {
+    return absl::InvalidArgumentError("give either an artifact or --checkpoint");
+  }
+  if (!options.no_wait) interrupt.Watch();
+  pb::CreateModelRequest request;
+  request.set_model_id(options.id);
+  if (!options.checkpoint.empty()) {
+    ASSIGN_OR_RETURN(*request.mutable_model()->mutable_checkpoint(),
+                     context.BelowRoot(options.checkpoint, "model_root"));
+  } else {
+    ASSIGN_OR_RETURN(auto jobs, context.Jobs());
+    ASSIGN_OR_RETURN(*request.mutable_model()->mutable_artifact(),
+                     ResolveArtifact(*jobs, options.artifact));
+  }
+  ASSIGN_OR_RETURN(auto channel, context.Inference());
+  auto stub = pb::ModelService::NewStub(channel);
+  pb::Model model;
+  grpc::ClientContext call;
+  RETURN_IF_ERROR(CallStatus(stub->CreateModel(&call, request, &model)));
+  if (!options.no_wait) {
+    const absl::Time start = absl::Now();
+    ASSIGN_OR_RETURN(model, WaitUntilLoaded(*stub, std::move(model), interrupt));
+    if (model.state() == pb::Model::FAILED) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(model.name(), ": ", model.failure_message()));
+    }
+    if (!context.json()) {
+      std::cout << model.name() << "  " << DescribeSource(model) << ", "
+                << FormatBytes(model.memory_bytes()) << ", loaded in "
+                << absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1)))
+                << std::endl;
+      return absl::OkStatus();
+    }
+  }
+  if (context.json()) return PrintJson(model);
+  std::cout << model.name() << "  " << pb::Model::State_Name(model.state()) << std::endl;
+  return absl::OkStatus();
+}
+
+absl::Status Unload(const ModelsOptions& options, Context& context) {
+  ASSIGN_OR_RETURN(auto channel, context.Inference());
+  pb::DeleteModelRequest request;
+  request.set_name(ResourceName("models", options.id));
+  grpc::ClientContext call;
+  google::protobuf::Empty empty;
+  RETURN_IF_ERROR(
+      CallStatus(pb::ModelService::NewStub(channel)->DeleteModel(&call, request, &empty)));
+  if (context.json()) return PrintJson(empty);
+  std::cout << request.name() << "  unloaded\n";
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddModels(CLI::App& app, Command& command) {
+  auto options = std::make_shared<ModelsOptions>();
+  CLI::App* models = app.add_subcommand("models", "Models that quern-inference holds in memory");
+  models->require_subcommand(1);
+  models->fallthrough();
+
+  models->add_subcommand("list", "All of them")->callback([&command] {
+    command = [](Context& context, Interrupt&) { return List(context); };
+  });
+
+  CLI::App* load = models->add_subcommand("load", "Load an artifact, or a checkpoint as it is");
+  load->add_option("model", options->id, "the name to serve it under, [a-z0-9-]")->required();
+  load->add_option("artifact", options->artifact, "name, id, or the start of an id");
+  load->add_option("--checkpoint", options->checkpoint,
+                   "Hugging Face directory or .gguf file below the service's --model-root");
+  load->add_flag("--no-wait", options->no_wait, "return while it is loading");
+  load->callback([options, &command] {
+    command = [options](Context& context, Interrupt& interrupt) {
+      return Load(*options, context, interrupt);
+    };
+  });
+
+  CLI::App* unload = models->add_subcommand("unload", "Let running requests finish, then free it");
+  unload->add_option("model", options->id)->required();
+  unload->callback([options, &command] {
+    command = [options](Context& context, Interrupt&) { return Unload(*options, context); };
+  });
+}
+
+}  // namespace quern::cli

@@ -1,0 +1,228 @@
+// `quern quantize`: submit a job and follow it.
+
+#include <absl/strings/ascii.h>
+#include <absl/strings/str_cat.h>
+#include <quern/quantization/v1/quantization_service.grpc.pb.h>
+
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/base/status_macros.h"
+#include "services/cli/commands.h"
+#include "services/cli/format.h"
+#include "services/cli/job_view.h"
+
+namespace quern::cli {
+namespace {
+
+namespace pb = quantization::v1;
+
+// What a model of about 500 million parameters takes at 2 bits, its embedding at 8. Models below
+// that lose their coherence at 2 bits unless trained for long.
+constexpr int64_t kSmallArtifactBytes = 250'000'000;
+
+struct QuantizeOptions {
+  std::string checkpoint;
+  int bits = 4;
+  int group_size = 64;
+  bool symmetric = false;
+  int embedding_bits = 8;
+  std::string method = "BLOCK_AP_E2E_QP";
+  std::string preset = "STANDARD";
+  std::string calibration;
+  std::string eval_text;
+  int eval_chunks = 40;
+  int eval_chunk_tokens = 512;
+  int64_t seed = 0;
+  std::string loss;
+  std::optional<int> block_ap_samples;
+  std::optional<int> block_ap_epochs;
+  std::optional<int> e2e_samples;
+  std::vector<std::string> labels;
+  std::string request_id;
+  bool detach = false;
+  bool wait = false;  // the default, said aloud
+  bool validate_only = false;
+};
+
+// A random UUID (RFC 4122, version 4): makes a retried submit the same job.
+std::string NewRequestId() {
+  std::random_device random;
+  std::string id;
+  for (int i = 0; i < 16; ++i) {
+    uint32_t byte = random() & 0xff;
+    if (i == 6) byte = (byte & 0x0f) | 0x40;
+    if (i == 8) byte = (byte & 0x3f) | 0x80;
+    if (i == 4 || i == 6 || i == 8 || i == 10) id += '-';
+    absl::StrAppend(&id, absl::Hex(byte, absl::kZeroPad2));
+  }
+  return id;
+}
+
+absl::StatusOr<pb::CreateQuantizationJobRequest> MakeRequest(const QuantizeOptions& options,
+                                                             const Context& context) {
+  pb::CreateQuantizationJobRequest request;
+  request.set_request_id(options.request_id.empty() ? NewRequestId() : options.request_id);
+  request.set_validate_only(options.validate_only);
+  pb::QuantizationJob& job = *request.mutable_quantization_job();
+  for (const std::string& label : options.labels) {
+    const size_t equals = label.find('=');
+    if (equals == std::string::npos) {
+      return absl::InvalidArgumentError(absl::StrCat("--label ", label, ": wanted KEY=VALUE"));
+    }
+    (*job.mutable_labels())[label.substr(0, equals)] = label.substr(equals + 1);
+  }
+  pb::QuantizeTask& task = *job.mutable_quantize();
+  ASSIGN_OR_RETURN(*task.mutable_checkpoint()->mutable_path(),
+                   context.BelowRoot(options.checkpoint, "model_root"));
+  task.mutable_format()->set_bits(options.bits);
+  task.mutable_format()->set_group_size(options.group_size);
+  task.mutable_format()->set_symmetric(options.symmetric);
+  task.mutable_format()->set_embedding_bits(options.embedding_bits);
+  pb::QuantizeTask::Method method;
+  pb::QuantizeTask::Preset preset;
+  // CLI11 has checked both against the names.
+  if (!pb::QuantizeTask::Method_Parse(options.method, &method) ||
+      !pb::QuantizeTask::Preset_Parse(options.preset, &preset)) {
+    return absl::InvalidArgumentError("--method or --preset: unknown name");
+  }
+  task.set_method(method);
+  task.set_preset(preset);
+  task.set_seed(options.seed);
+  if (!options.calibration.empty()) {
+    ASSIGN_OR_RETURN(*task.mutable_calibration()->mutable_path(),
+                     context.BelowRoot(options.calibration, "data_root"));
+  }
+  if (!options.eval_text.empty()) {
+    ASSIGN_OR_RETURN(*task.mutable_evaluation()->mutable_path(),
+                     context.BelowRoot(options.eval_text, "data_root"));
+    task.mutable_evaluation()->set_chunk_tokens(options.eval_chunk_tokens);
+    task.mutable_evaluation()->set_max_chunk_count(options.eval_chunks);
+  }
+  if (options.block_ap_samples)
+    task.mutable_block_ap()->set_sample_count(*options.block_ap_samples);
+  if (options.block_ap_epochs) task.mutable_block_ap()->set_epoch_count(*options.block_ap_epochs);
+  if (options.e2e_samples) task.mutable_e2e_qp()->set_sample_count(*options.e2e_samples);
+  if (!options.loss.empty()) {
+    pb::E2eQpSettings::Loss loss;
+    if (!pb::E2eQpSettings::Loss_Parse(options.loss, &loss)) {
+      return absl::InvalidArgumentError("--loss: unknown name");
+    }
+    task.mutable_e2e_qp()->set_loss(loss);
+  }
+  return request;
+}
+
+void PrintPlan(const pb::QuantizationJob& job) {
+  std::vector<std::vector<std::string>> rows = {{"STAGE", "TIME", "MEMORY", "DISK"}};
+  absl::Duration total;
+  for (const auto& stage : job.plan().stages()) {
+    const absl::Duration duration =
+        absl::Seconds(stage.duration().seconds()) + absl::Nanoseconds(stage.duration().nanos());
+    total += duration;
+    rows.push_back({pb::Progress::Stage_Name(stage.stage()), FormatElapsed(duration),
+                    FormatBytes(stage.host_memory_bytes()), FormatBytes(stage.disk_bytes())});
+  }
+  std::cout << FormatTable(rows, {false, true, true, true}) << "about " << FormatElapsed(total)
+            << " in all, artifact of " << FormatBytes(job.plan().artifact_size_bytes())
+            << std::endl;
+}
+
+absl::Status Run(const QuantizeOptions& options, Context& context, Interrupt& interrupt) {
+  ASSIGN_OR_RETURN(const pb::CreateQuantizationJobRequest request, MakeRequest(options, context));
+  if (!options.detach) interrupt.Watch();
+  ASSIGN_OR_RETURN(auto channel, context.Jobs());
+  auto stub = pb::QuantizationService::NewStub(channel);
+  pb::QuantizationJob job;
+  grpc::ClientContext call;
+  interrupt.Attach(&call);
+  const grpc::Status created = stub->CreateQuantizationJob(&call, request, &job);
+  interrupt.Release();
+  RETURN_IF_ERROR(CallStatus(created));
+  if (options.validate_only) {
+    if (context.json()) return PrintJson(job);
+    PrintPlan(job);
+    return absl::OkStatus();
+  }
+  if (!context.json()) {
+    std::cout << job.name() << "  " << options.checkpoint << " to " << options.bits
+              << " bits, group " << options.group_size << ", " << options.method << ", preset "
+              << options.preset << std::endl;
+    if (options.bits == 2 && job.plan().artifact_size_bytes() < kSmallArtifactBytes) {
+      std::cout
+          << "note: a model this small needs more training at 2 bits; try --preset best, or 3 "
+             "or 4 bits"
+          << std::endl;
+    }
+  }
+  if (options.detach) {
+    if (context.json()) return PrintJson(job);
+    return absl::OkStatus();
+  }
+  return WatchJob(job.name(), context, interrupt);
+}
+
+}  // namespace
+
+void AddQuantize(CLI::App& app, Command& command) {
+  auto options = std::make_shared<QuantizeOptions>();
+  CLI::App* sub = app.add_subcommand("quantize", "Quantize a checkpoint and follow the job");
+  sub->add_option("checkpoint", options->checkpoint,
+                  "Hugging Face directory or .gguf file, below the services' --model-root")
+      ->required();
+  sub->add_option("--bits", options->bits)
+      ->check(CLI::IsMember({2, 3, 4, 8}))
+      ->capture_default_str();
+  sub->add_option("--group-size", options->group_size,
+                  "input channels that share a scale; 0: a whole output channel")
+      ->check(CLI::IsMember({0, 32, 64, 128}))
+      ->capture_default_str();
+  sub->add_flag("--symmetric", options->symmetric, "signed scales, no zero points");
+  sub->add_option("--embedding-bits", options->embedding_bits, "of the embedding and the head")
+      ->check(CLI::IsMember({4, 8, 16}))
+      ->capture_default_str();
+  const auto names = [](std::vector<std::string> members) {
+    return CLI::IsMember(std::move(members), CLI::ignore_case);
+  };
+  sub->add_option("--method", options->method)
+      ->transform(names({"RTN", "BLOCK_AP", "BLOCK_AP_E2E_QP"}))
+      ->capture_default_str();
+  sub->add_option("--preset", options->preset, "how much time to spend")
+      ->transform(names({"QUICK", "STANDARD", "BEST"}))
+      ->capture_default_str();
+  sub->add_option("--calibration", options->calibration,
+                  ".txt or .jsonl below the services' --data-root; default: text that the model "
+                  "itself samples");
+  sub->add_option("--eval-text", options->eval_text,
+                  "text below --data-root to measure on as well");
+  sub->add_option("--eval-chunks", options->eval_chunks)
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  sub->add_option("--eval-chunk-tokens", options->eval_chunk_tokens)
+      ->check(CLI::Range(8, 32768))
+      ->capture_default_str();
+  sub->add_option("--seed", options->seed)->capture_default_str();
+  sub->add_option("--loss", options->loss, "of E2E-QP")
+      ->transform(names({"DISTILLATION", "CROSS_ENTROPY"}));
+  sub->add_option("--block-ap-samples", options->block_ap_samples, "instead of the preset's");
+  sub->add_option("--block-ap-epochs", options->block_ap_epochs, "instead of the preset's");
+  sub->add_option("--e2e-samples", options->e2e_samples, "instead of the preset's");
+  sub->add_option("--label", options->labels, "KEY=VALUE kept with the job");
+  sub->add_option("--request-id", options->request_id, "UUID that makes a retry the same job");
+  CLI::Option* detach = sub->add_flag("--detach", options->detach, "do not wait for the job");
+  sub->add_flag("--wait", options->wait, "follow the job to its end (the default)")
+      ->excludes(detach);
+  sub->add_flag("--validate-only", options->validate_only,
+                "check everything and print the plan, without making a job");
+  sub->callback([options, &command] {
+    command = [options](Context& context, Interrupt& interrupt) {
+      return Run(*options, context, interrupt);
+    };
+  });
+}
+
+}  // namespace quern::cli

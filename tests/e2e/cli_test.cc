@@ -1,0 +1,118 @@
+// `quern` as a user types it: up, quantize, load, chat, and the machine-readable forms.
+
+#include <signal.h>
+
+#include "core/base/json.h"
+#include "tests/e2e/clients.h"
+#include "tests/e2e/deployment.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tiny_model.h"
+
+namespace quern {
+namespace {
+
+using testing::HasSubstr;
+
+struct Outcome {
+  std::string output;
+  std::string error;
+  ExitStatus status;
+};
+
+class CliTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(WriteTinyCheckpoint(deployment_.model_root() + "/tiny"));
+    ASSERT_OK_AND_ASSIGN(
+        up_, Subprocess::Start({.argv = {ProgramPath("quern"), "--data-directory", data(), "up",
+                                         "--model-root", deployment_.model_root(), "--data-root",
+                                         deployment_.data_root(), "--threads", "2"},
+                                .environment = {},
+                                .capture_output = true}));
+    ASSERT_OK_AND_ASSIGN(const auto line, up_->ReadLine(E2eDeadline()));
+    ASSERT_TRUE(line.has_value());
+    ASSERT_THAT(*line, HasSubstr("up"));
+  }
+
+  std::string data() const { return deployment_.root() + "/up"; }
+
+  Outcome Quern(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {ProgramPath("quern"), "--data-directory", data()});
+    auto process = Subprocess::Start(
+        {.argv = arguments, .environment = {}, .capture_output = true, .capture_error = true});
+    EXPECT_OK(process);
+    Outcome outcome;
+    const auto drain = [&](auto read, std::string& text) {
+      while (true) {
+        const auto line = read();
+        EXPECT_OK(line);
+        if (!line.ok() || !line->has_value()) return;
+        text += **line + "\n";
+      }
+    };
+    drain([&] { return (*process)->ReadLine(E2eDeadline()); }, outcome.output);
+    drain([&] { return (*process)->ReadErrorLine(E2eDeadline()); }, outcome.error);
+    const auto status = (*process)->Wait(E2eDeadline());
+    EXPECT_OK(status);
+    outcome.status = *status;
+    return outcome;
+  }
+
+  Deployment deployment_;
+  std::unique_ptr<Subprocess> up_;
+};
+
+TEST_F(CliTest, FromUpToChat) {
+  const Outcome quantized =
+      Quern({"quantize", "tiny", "--bits", "4", "--group-size", "32", "--preset", "quick"});
+  ASSERT_TRUE(quantized.status.success()) << quantized.output << quantized.error;
+  EXPECT_THAT(quantized.output, HasSubstr("BLOCK_AP"));
+  EXPECT_THAT(quantized.output, HasSubstr("round to nearest"));
+  EXPECT_THAT(quantized.output, HasSubstr("artifacts/"));
+
+  const Outcome jobs = Quern({"--json", "jobs", "list"});
+  ASSERT_TRUE(jobs.status.success()) << jobs.error;
+  ASSERT_OK_AND_ASSIGN(const Json list, ParseJson(jobs.output, "jobs list"));
+  ASSERT_EQ(list["quantizationJobs"].size(), 1u);
+  EXPECT_EQ(list["quantizationJobs"][0]["state"], "SUCCEEDED");
+  const std::string artifact = list["quantizationJobs"][0]["artifact"];
+
+  const std::string id = artifact.substr(sizeof("artifacts/") - 1);
+  ASSERT_TRUE(Quern({"models", "load", "tiny-w4", id.substr(0, 12)}).status.success());
+  const Outcome chat = Quern({"chat", "tiny-w4", "hello", "--max-tokens", "4"});
+  EXPECT_TRUE(chat.status.success()) << chat.error;
+  const Outcome complete = Quern({"--json", "complete", "tiny-w4", "hello", "--max-tokens", "4"});
+  EXPECT_TRUE(complete.status.success()) << complete.error;
+  EXPECT_THAT(complete.output, HasSubstr("finishReason"));
+
+  const std::string exported = deployment_.root() + "/exported";
+  const Outcome copy = Quern({"artifacts", "export", id, exported});
+  EXPECT_TRUE(copy.status.success()) << copy.error;
+  const Outcome bench = Quern({"bench", "model", exported});
+  EXPECT_TRUE(bench.status.success()) << bench.error;
+  EXPECT_THAT(bench.output, HasSubstr("tokens/s"));
+  EXPECT_TRUE(Quern({"models", "unload", "tiny-w4"}).status.success());
+
+  // Ctrl-C ends everything it started, in good order.
+  ASSERT_OK(up_->Signal(SIGINT));
+  ASSERT_OK_AND_ASSIGN(const ExitStatus status, up_->Wait(E2eDeadline()));
+  EXPECT_TRUE(status.success()) << status.ToString();
+  EXPECT_FALSE(Quern({"jobs", "list"}).status.success());
+}
+
+TEST_F(CliTest, MistakesAreSaidInOneLine) {
+  const Outcome usage = Quern({"quantize"});
+  EXPECT_EQ(usage.status.exit_code, 2);
+  EXPECT_THAT(usage.error + usage.output, HasSubstr("checkpoint"));
+  const Outcome bits = Quern({"quantize", "tiny", "--bits", "5"});
+  EXPECT_EQ(bits.status.exit_code, 2);
+  const Outcome missing = Quern({"quantize", "none"});
+  EXPECT_EQ(missing.status.exit_code, 1);
+  EXPECT_THAT(missing.error, HasSubstr("NOT_FOUND"));
+  const Outcome model = Quern({"complete", "none", "text"});
+  EXPECT_EQ(model.status.exit_code, 1);
+  EXPECT_THAT(model.error, HasSubstr("none"));
+}
+
+}  // namespace
+}  // namespace quern

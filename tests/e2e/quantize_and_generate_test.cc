@@ -1,0 +1,131 @@
+// The main job, with the real programs: a checkpoint goes in, tokens come out.
+
+#include <quern/artifact/v1/artifact_service.grpc.pb.h>
+
+#include <set>
+
+#include "tests/e2e/clients.h"
+#include "tests/e2e/deployment.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tiny_model.h"
+
+namespace quern {
+namespace {
+
+using inference::v1::GenerateTextRequest;
+using inference::v1::GenerateTextResponse;
+using inference::v1::Model;
+using quantization::v1::JobEvent;
+using quantization::v1::Progress;
+using quantization::v1::QuantizationJob;
+
+class QuantizeAndGenerateTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(WriteTinyCheckpoint(deployment_.model_root() + "/tiny"));
+    ASSERT_OK(deployment_.StartAll());
+    jobs_ = deployment_.JobsChannel();
+    inference_ = deployment_.InferenceChannel();
+  }
+
+  Deployment deployment_;
+  std::shared_ptr<grpc::Channel> jobs_;
+  std::shared_ptr<grpc::Channel> inference_;
+};
+
+TEST_F(QuantizeAndGenerateTest, CheckpointBecomesTokens) {
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob submitted, Submit(*jobs_, TinyJob("tiny")));
+  std::set<Progress::Stage> stages;
+  int64_t last_sequence = 0;
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob job,
+                       Watch(*jobs_, submitted.name(), [&](const JobEvent& event) {
+                         EXPECT_GT(event.sequence(), last_sequence);
+                         last_sequence = event.sequence();
+                         if (event.has_progress()) stages.insert(event.progress().stage());
+                         return true;
+                       }));
+  ASSERT_EQ(job.state(), QuantizationJob::SUCCEEDED) << job.error().message();
+  EXPECT_EQ(job.attempt_count(), 1);
+  EXPECT_TRUE(stages.count(Progress::BLOCK_AP) == 1 && stages.count(Progress::E2E_QP) == 1);
+
+  // The evaluation compares source, round to nearest and result on text the source sampled.
+  ASSERT_EQ(job.evaluation().rows_size(), 3);
+  EXPECT_EQ(job.evaluation().rows(0).model(), "source");
+  EXPECT_EQ(job.evaluation().rows(0).kl_divergence(), 0);
+  EXPECT_EQ(job.evaluation().rows(1).model(), "rtn");
+  EXPECT_EQ(job.evaluation().rows(2).model(), "result");
+  EXPECT_GT(job.evaluation().rows(2).kl_divergence(), 0);
+  EXPECT_LT(job.evaluation().artifact_size_bytes(), job.evaluation().source_size_bytes());
+
+  ASSERT_OK_AND_ASSIGN(const Model model,
+                       LoadModel(*inference_, "tiny-w4", FromArtifact(job.artifact())));
+  ASSERT_EQ(model.state(), Model::ACTIVE) << model.failure_message();
+  EXPECT_EQ(model.chat_format(), "chatml");
+
+  GenerateTextRequest request;
+  request.set_model(model.name());
+  auto* message = request.mutable_chat()->add_messages();
+  message->set_role(inference::v1::Chat::Message::USER);
+  message->set_content("hello");
+  request.set_max_output_tokens(12);
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse first, Stream(*inference_, request));
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse second, Stream(*inference_, request));
+  EXPECT_GT(first.usage().output_tokens(), 0);
+  EXPECT_NE(first.finish_reason(), GenerateTextResponse::FINISH_REASON_UNSPECIFIED);
+  EXPECT_EQ(first.text(), second.text());
+  // One lineage from the job to every response.
+  EXPECT_THAT(first.system_fingerprint(),
+              testing::StartsWith(job.artifact().substr(sizeof("artifacts/") - 1, 12)));
+
+  // Metrics say what was really done.
+  ASSERT_OK_AND_ASSIGN(const std::string inference_metrics,
+                       HttpGet(deployment_.inference().metrics_address, "/metrics"));
+  EXPECT_EQ(MetricValue(inference_metrics, "quern_generated_tokens_total{model=\"tiny-w4\"}")
+                .value_or(-1),
+            first.usage().output_tokens() + second.usage().output_tokens());
+  EXPECT_EQ(
+      MetricValue(inference_metrics, "quern_prompt_tokens_total{model=\"tiny-w4\"}").value_or(-1),
+      first.usage().prompt_tokens() + second.usage().prompt_tokens());
+  ASSERT_OK_AND_ASSIGN(const std::string jobs_metrics,
+                       HttpGet(deployment_.jobs().metrics_address, "/metrics"));
+  EXPECT_EQ(MetricValue(jobs_metrics, "quern_jobs{state=\"SUCCEEDED\"}").value_or(-1), 1);
+  ASSERT_OK(HttpGet(deployment_.worker().metrics_address, "/metrics"));
+}
+
+TEST_F(QuantizeAndGenerateTest, EqualTasksGiveEqualArtifactsWhateverTheMethod) {
+  auto request = TinyJob("tiny", 3);
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob first, Submit(*jobs_, request));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob second, Submit(*jobs_, request));
+  EXPECT_NE(first.name(), second.name());
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob first_end, Watch(*jobs_, first.name()));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob second_end, Watch(*jobs_, second.name()));
+  ASSERT_EQ(first_end.state(), QuantizationJob::SUCCEEDED) << first_end.error().message();
+  EXPECT_EQ(first_end.artifact(), second_end.artifact());
+
+  request.mutable_quantization_job()->mutable_quantize()->set_method(
+      quantization::v1::QuantizeTask::RTN);
+  request.mutable_quantization_job()->mutable_quantize()->clear_block_ap();
+  request.mutable_quantization_job()->mutable_quantize()->clear_e2e_qp();
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob rtn, Submit(*jobs_, request));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob rtn_end, Watch(*jobs_, rtn.name()));
+  ASSERT_EQ(rtn_end.state(), QuantizationJob::SUCCEEDED) << rtn_end.error().message();
+  EXPECT_NE(rtn_end.artifact(), first_end.artifact());
+}
+
+TEST_F(QuantizeAndGenerateTest, CheckpointIsServedAsItIs) {
+  ASSERT_OK_AND_ASSIGN(const Model model, LoadModel(*inference_, "source", FromCheckpoint("tiny")));
+  ASSERT_EQ(model.state(), Model::ACTIVE) << model.failure_message();
+  GenerateTextRequest request;
+  request.set_model(model.name());
+  request.set_prompt("the");
+  request.set_max_output_tokens(5);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_seed(7);
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse first, Stream(*inference_, request));
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse second, Stream(*inference_, request));
+  EXPECT_EQ(first.seed(), 7);
+  EXPECT_THAT(first.token_ids(), testing::ElementsAreArray(second.token_ids()));
+}
+
+}  // namespace
+}  // namespace quern

@@ -8,6 +8,9 @@
 
 namespace quern {
 
+// The largest group_size: the integer sum of a group, up to 255 * 127 * group_size, fits 32 bits.
+inline constexpr int kMaxGroupSize = 65536;
+
 // A quantized matrix in its canonical (on-disk) layout; see core/artifact/README.md.
 //
 //   w[r][c] = (code[r][c] - zero_point[r][c / group_size]) * scale[r][c / group_size]
@@ -21,11 +24,6 @@ namespace quern {
 //   [0, 2^bits - 1]; null when symmetric, where the zero point is 2^(bits - 1).
 //
 // The last group of a row is shorter when group_size does not divide cols.
-//
-// group_size is at most kMaxGroupSize, so that the integer sum of a group fits 32 bits:
-// 255 * 127 * 65536 < 2^31.
-inline constexpr int kMaxGroupSize = 65536;
-
 struct PackedMatrix {
   int rows = 0;
   int cols = 0;

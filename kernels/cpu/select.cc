@@ -24,7 +24,7 @@ constexpr Candidate kCandidates[] = {
 }  // namespace
 
 const KernelTable& BestKernels() {
-  static const KernelTable& best = [&]() -> const KernelTable& {
+  static const KernelTable& best = []() -> const KernelTable& {
     for (const Candidate& candidate : kCandidates) {
       if (candidate.runs_here()) return *candidate.table;
     }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -21,9 +22,9 @@ std::string GoldenDirectory() {
   return std::string(source == nullptr ? "." : source) + "/tests/testdata/golden_models/";
 }
 
-class GoldenLogitsTest : public testing::TestWithParam<std::string> {};
+class TorchGoldenLogitsTest : public testing::TestWithParam<std::string> {};
 
-TEST_P(GoldenLogitsTest, DecoderGivesTheLogitsOfTransformers) {
+TEST_P(TorchGoldenLogitsTest, DecoderGivesTheLogitsOfTransformers) {
   const std::string directory = GoldenDirectory() + GetParam();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(directory));
   const ModelConfig& config = checkpoint->config();
@@ -57,7 +58,7 @@ TEST_P(GoldenLogitsTest, DecoderGivesTheLogitsOfTransformers) {
   EXPECT_LT((found - expected).abs().max().item<double>(), tolerance);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GoldenLogitsTest,
+INSTANTIATE_TEST_SUITE_P(Models, TorchGoldenLogitsTest,
                          testing::Values("llama", "llama_tied", "llama_mha", "llama_rope_llama3",
                                          "llama_rope_linear", "llama_biases", "mistral", "qwen2",
                                          "qwen3", "qwen3_biases"),

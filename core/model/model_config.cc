@@ -301,7 +301,7 @@ absl::Status CheckSameKeys(const JsonObject& json, const Json& model) {
   for (const auto& [key, unused] : json.json().items()) {
     if (!model.contains(key)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(json.where(), ": key \"", key, "\" is not known"));
+          absl::StrCat(json.where(), ": key \"", key.substr(0, 80), "\" is not known"));
     }
   }
   return absl::OkStatus();

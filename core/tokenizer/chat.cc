@@ -2,6 +2,7 @@
 
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
 #include <absl/strings/str_replace.h>
 
 #include <algorithm>
@@ -232,10 +233,9 @@ absl::StatusOr<std::vector<int32_t>> RenderChat(ChatFormat format, absl::string_
       RETURN_IF_ERROR(RenderLlama3(text, messages, tokenizer, &prompt));
       break;
     case ChatFormat::kNone: {
-      std::string joined;
-      for (const ChatMessage& message : messages) {
-        absl::StrAppend(&joined, joined.empty() ? "" : "\n", message.content);
-      }
+      const std::string joined = absl::StrJoin(
+          messages, "\n",
+          [](std::string* out, const ChatMessage& message) { out->append(message.content); });
       ASSIGN_OR_RETURN(
           std::vector<int32_t> ids,
           tokenizer.Encode(joined, {.add_special_tokens = false, .parse_special_tokens = false}));

@@ -101,8 +101,12 @@ absl::StatusOr<QuantizerEvent> ParseError(const JsonObject& object) {
 
 std::string CleanText(absl::string_view text, size_t max_bytes) {
   std::string clean(text.substr(0, max_bytes));
-  // A character cut at the end loses its first bytes too.
-  for (int i = 0; i < 3 && !clean.empty() && !IsUtf8(clean); ++i) clean.pop_back();
+  if (text.size() > max_bytes) {
+    // A character that was cut loses its first bytes too.
+    std::string whole = clean;
+    for (int i = 0; i < 3 && !whole.empty() && !IsUtf8(whole); ++i) whole.pop_back();
+    if (IsUtf8(whole)) clean = whole;
+  }
   if (!IsUtf8(clean)) {
     for (char& c : clean) {
       if (static_cast<unsigned char>(c) >= 0x80) c = '?';

@@ -1,0 +1,53 @@
+#include "services/worker/config.h"
+
+#include "services/worker/capabilities.h"
+#include "tests/support/scratch_directory.h"
+#include "tests/support/status_matchers.h"
+
+namespace quern {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(WorkerConfigTest, EachFlagIsChecked) {
+  const ScratchDirectory directory;
+  WorkerConfig good;
+  good.work_directory = directory / "work";
+  good.model_root = directory.path();
+  good.data_root = directory.path();
+  good.quantizer = "/bin/sh";
+  good.name = DefaultWorkerName();
+  ASSERT_OK(good.Validate());
+  const auto refused = [&](const std::string& flag, void (*change)(WorkerConfig&)) {
+    WorkerConfig config = good;
+    change(config);
+    EXPECT_THAT(std::string(config.Validate().message()), HasSubstr(flag));
+  };
+  refused("--jobs", [](WorkerConfig& c) { c.jobs = "nope"; });
+  refused("--jobs", [](WorkerConfig& c) { c.jobs = "example.com:7400"; });
+  refused("--metrics-listen", [](WorkerConfig& c) { c.metrics_listen = "0.0.0.0:1"; });
+  refused("--work-directory", [](WorkerConfig& c) { c.work_directory = ""; });
+  refused("--model-root", [](WorkerConfig& c) { c.model_root = "/nope"; });
+  refused("--data-root", [](WorkerConfig& c) { c.data_root = ""; });
+  refused("--quantizer", [](WorkerConfig& c) { c.quantizer = "/nope"; });
+  refused("--threads", [](WorkerConfig& c) { c.threads = -1; });
+  refused("--device", [](WorkerConfig& c) { c.device = "tpu"; });
+  refused("--name", [](WorkerConfig& c) { c.name = "a b"; });
+  refused("--name", [](WorkerConfig& c) { c.name = std::string(64, 'a'); });
+}
+
+TEST(CapabilitiesTest, ComeFromProc) {
+  const auto parsed =
+      ParseCpuCapabilities("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: other\n",
+                           "MemTotal:       24576000 kB\nMemFree: 1 kB\n");
+  EXPECT_EQ(parsed.device(), worker::v1::WorkerCapabilities::CPU);
+  EXPECT_EQ(parsed.device_name(), "AMD EPYC 7B13");
+  EXPECT_EQ(parsed.memory_bytes(), int64_t{24576000} * 1024);
+  const auto nothing = ParseCpuCapabilities("", "MemTotal: lots\n");
+  EXPECT_EQ(nothing.device_name(), "");
+  EXPECT_EQ(nothing.memory_bytes(), 0);
+  EXPECT_GT(ReadCpuCapabilities().memory_bytes(), 1 << 20);
+}
+
+}  // namespace
+}  // namespace quern

@@ -26,11 +26,6 @@ function(quern_library folder)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "" "" "SRCS;DEPS;EXTERNAL")
   string(REPLACE "/" "_" target ${folder})
   list(TRANSFORM ARG_SRCS PREPEND "${PROJECT_SOURCE_DIR}/${folder}/")
-  foreach(source IN LISTS ARG_SRCS)  # TEMPORARY while folders are being filled
-    if(NOT EXISTS ${source})
-      list(REMOVE_ITEM ARG_SRCS ${source})
-    endif()
-  endforeach()
   file(GLOB headers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/${folder}/*.h")
   quern_check_includes(${folder} "${ARG_DEPS}" ${ARG_SRCS} ${headers})
   # Templates for one ISA do not compile alone, without its flags.

@@ -4,7 +4,6 @@
 #include <ATen/DeviceAccelerator.h>
 #include <absl/strings/str_cat.h>
 #include <dlfcn.h>
-#include <malloc.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -95,10 +94,6 @@ absl::StatusOr<at::Device> PrepareDevice(const std::string& device, int num_thre
   if (mkl_serv_cbwr_set != nullptr) mkl_serv_cbwr_set(kMklReproducible);
   if (MKL_Set_Dynamic != nullptr) MKL_Set_Dynamic(0);
   at::set_num_threads(num_threads);
-  // A step's tensors have the sizes of the last step's: kept in the heap they cost no page faults,
-  // which were 6 % of a step of 512 tokens.
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TRIM_THRESHOLD, 256 << 20);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
   // Else every new tensor is written once to no end: all of ours are.
   at::globalContext().setDeterministicFillUninitializedMemory(false);

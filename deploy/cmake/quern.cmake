@@ -69,7 +69,7 @@ function(quern_test name)
   target_link_libraries(${name} PRIVATE quern_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 120)
+    set(ARG_TIMEOUT 600)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "QUERN_BIN_DIR=${CMAKE_BINARY_DIR}/bin;QUERN_SOURCE_DIR=${PROJECT_SOURCE_DIR}")

@@ -67,5 +67,17 @@ install_libtorch() {
   mv "$target.new" "$target"
 }
 
+# What the README's Python example imports.
+install_python() {
+  local target=.cache/python packages='grpcio==1.66.2 grpcio-tools==1.66.2'
+  [ "$(cat "$target/stamp" 2>/dev/null)" != "$packages" ] || return 0
+  rm -rf "$target"
+  python3 -m venv "$target"
+  # shellcheck disable=SC2086
+  "$target/bin/pip" install -q --disable-pip-version-check $packages
+  echo "$packages" >"$target/stamp"
+}
+
 install_packages
 install_libtorch
+[ "$groups" = build ] || install_python

@@ -80,6 +80,12 @@ absl::Status GgufCheckpoint::FindTensors() {
           file_.path(), ": tensor ", name, ": found shape [", absl::StrJoin(tensor.shape, ", "),
           "], wanted [", absl::StrJoin(spec.shape, ", "), "] (", spec.name, ")"));
     }
+    // The format's own tools never do that, and Convert works on whole rows.
+    if (tensor.shape.size() == 1 && IsBlockQuantized(tensor.type)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file_.path(), ": tensor ", name, ": a vector of type ",
+          GgmlTypeName(static_cast<uint32_t>(tensor.type)), ", supported: F32, F16, BF16"));
+    }
     unused.erase(name);
     weight_bytes_ += static_cast<int64_t>(tensor.size_bytes);
     Entry& entry = entries_[spec.name];

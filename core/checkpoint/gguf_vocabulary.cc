@@ -27,7 +27,7 @@ constexpr size_t kMaxTokens = 1'048'576;
 constexpr size_t kMaxMerges = 2'097'152;
 constexpr size_t kMaxTokenBytes = 4'096;
 // A piece's splits are looked up one by one, so their cost grows with the square of its length.
-constexpr size_t kMaxPieceBytes = 512;
+constexpr size_t kMaxPieceBytes = 256;
 constexpr size_t kMaxJsonBytes = size_t{64} << 20;
 constexpr uint32_t kNoToken = UINT32_MAX;                 // how converters write "none"
 constexpr absl::string_view kMetaspace = "\xe2\x96\x81";  // U+2581
@@ -99,7 +99,7 @@ class Translator {
   Json Vocab() const;
   absl::StatusOr<Json> ByteLevelBpe();
   absl::StatusOr<Json> SentencePieceBpe();
-  std::vector<std::string> MergesFromScores(const std::vector<float>& scores) const;
+  absl::StatusOr<std::vector<std::string>> MergesFromScores(const std::vector<float>& scores) const;
 
   const GgufFile& file_;
   std::vector<Token> tokens_;
@@ -311,7 +311,8 @@ absl::StatusOr<Json> Translator::ByteLevelBpe() {
 // into two pieces is a merge, ordered by the result's score, then by the lengths of the halves in
 // characters; the order of equal ones is that of the result's id, then of the halves' ids.
 // SentencePiece never builds a control, byte or user-defined piece from others, so neither do we.
-std::vector<std::string> Translator::MergesFromScores(const std::vector<float>& scores) const {
+absl::StatusOr<std::vector<std::string>> Translator::MergesFromScores(
+    const std::vector<float>& scores) const {
   absl::flat_hash_map<absl::string_view, size_t> pieces;
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (tokens_[id].type == kNormal) pieces.emplace(tokens_[id].text, id);
@@ -345,6 +346,9 @@ std::vector<std::string> Translator::MergesFromScores(const std::vector<float>& 
       }
       ++left_length;
     }
+    if (merges.size() > kMaxMerges) {
+      return Damaged(absl::StrCat("tokens: more than ", kMaxMerges, " merges follow from them"));
+    }
   }
   std::sort(merges.begin(), merges.end(),
             [](const Merge& a, const Merge& b) { return a.Key() < b.Key(); });
@@ -373,7 +377,8 @@ absl::StatusOr<Json> Translator::SentencePieceBpe() {
       return Damaged(absl::StrCat("tokens: id ", id, " has a space, wanted U+2581"));
     }
   }
-  Json model = BpeModel(Vocab(), MergesFromScores(scores));
+  ASSIGN_OR_RETURN(std::vector<std::string> merges, MergesFromScores(scores));
+  Json model = BpeModel(Vocab(), std::move(merges));
   model["byte_fallback"] = true;
   model["fuse_unk"] = true;
   if (unknown.has_value() && model["vocab"].contains(std::string(tokens_[*unknown].text))) {

@@ -19,6 +19,8 @@ bool PageLease::GrowTo(int num_pages) {
 }
 
 void PageLease::Release() {
+  // A request that was refused ends on its caller's thread, which must not touch the pool.
+  if (pages_.empty()) return;
   pool_->free_.insert(pool_->free_.end(), pages_.rbegin(), pages_.rend());
   pages_.clear();
 }

@@ -28,6 +28,7 @@ class KvPagePool {
 };
 
 // Pages held by one sequence, in the order of its positions; returned to the pool when destroyed.
+// Without pages it leaves the pool alone, so it may be made and destroyed on any thread.
 class PageLease {
  public:
   explicit PageLease(KvPagePool* pool) : pool_(pool) {}

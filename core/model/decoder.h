@@ -15,8 +15,8 @@ namespace quern {
 
 template <typename Ops>
 concept DecoderOps = requires(Ops ops, typename Ops::Tensor x, typename Ops::Qkv qkv,
-                              const typename Ops::Block& block,
-                              const typename Ops::Model& model, int layer) {
+                              const typename Ops::Block& block, const typename Ops::Model& model,
+                              int layer) {
   // Embedding rows of the step's tokens. -> [num_tokens, hidden_size]
   { ops.Embed(model) } -> std::same_as<typename Ops::Tensor>;
   // RMSNorm, then the q, k and v projections (with bias, q/k norm and RoPE where the config says

@@ -13,10 +13,12 @@
 namespace quern {
 namespace {
 
+// Inputs of a matrix: kernels sum a group, at most a whole row, in 32-bit integers
+// (kernels/packed_matrix.h, kMaxGroupSize). Heads times head_dim stays below it as well.
 constexpr int kMaxHiddenSize = 65'536;
-constexpr int kMaxIntermediateSize = 1'048'576;
+constexpr int kMaxIntermediateSize = 65'536;
 constexpr int kMaxLayers = 1'024;
-constexpr int kMaxHeads = 1'024;
+constexpr int kMaxHeads = 256;
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxVocabSize = 1'048'576;
 constexpr int kMaxContext = 16'777'216;
@@ -301,7 +303,7 @@ absl::Status CheckSameKeys(const JsonObject& json, const Json& model) {
   for (const auto& [key, unused] : json.json().items()) {
     if (!model.contains(key)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(json.where(), ": key \"", key, "\" is not known"));
+          absl::StrCat(json.where(), ": key \"", key.substr(0, 80), "\" is not known"));
     }
   }
   return absl::OkStatus();

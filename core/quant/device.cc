@@ -1,9 +1,9 @@
 #include "core/quant/device.h"
 
 #include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 #include <absl/strings/str_cat.h>
 #include <dlfcn.h>
-#include <malloc.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -27,10 +27,14 @@ namespace {
 constexpr int kMklReproducible = 2;
 
 // Loads LibTorch's CUDA half once, before anything asks LibTorch about CUDA: after a question its
-// hooks would stay empty for the life of the process.
-bool LoadCuda() {
-  static const bool loaded = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr;
-  return loaded;
+// hooks would stay empty for the life of the process. Empty, or why it cannot be loaded.
+const std::string& LoadCuda() {
+  static const std::string error = [] {
+    if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return std::string();
+    const char* reason = dlerror();
+    return std::string(reason == nullptr ? "unknown reason" : reason);
+  }();
+  return error;
 }
 
 std::string ProcessorName() {
@@ -50,6 +54,28 @@ DeviceInfo CpuInfo() {
           .memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE)};
 }
 
+absl::StatusOr<DeviceInfo> FindCuda() {
+  if (const std::string& error = LoadCuda(); !error.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device cuda: LibTorch's CUDA half cannot be loaded (", error,
+                     "); install the nvidia wheels of its release, or use --device cpu"));
+  }
+  try {
+    const auto& hooks = at::globalContext().getAcceleratorHooksInterface(at::kCUDA);
+    if (!at::globalContext().hasCUDA() || hooks.deviceCount() == 0) {
+      return absl::FailedPreconditionError(
+          "device cuda: LibTorch finds no usable NVIDIA GPU or driver; use --device cpu");
+    }
+    const at::Tensor probe = at::empty({1}, at::device(at::kCUDA));
+    const size_t total_bytes = at::accelerator::getMemoryInfo(probe.get_device()).second;
+    return DeviceInfo{.name = "cuda",
+                      .detail = absl::StrCat("CUDA device ", probe.get_device()),
+                      .memory_bytes = static_cast<int64_t>(total_bytes)};
+  } catch (const std::exception& error) {
+    return absl::FailedPreconditionError(absl::StrCat("device cuda: ", error.what()));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<DeviceInfo> FindDevice(const std::string& device) {
@@ -58,29 +84,9 @@ absl::StatusOr<DeviceInfo> FindDevice(const std::string& device) {
         absl::StrCat("device is \"", device, "\", wanted auto, cpu or cuda"));
   }
   if (device == "cpu") return CpuInfo();
-  if (!LoadCuda()) {
-    if (device == "auto") return CpuInfo();
-    return absl::FailedPreconditionError(
-        absl::StrCat("device cuda: LibTorch's CUDA half cannot be loaded (", dlerror(),
-                     "); install the nvidia wheels of its release, or use --device cpu"));
-  }
-  try {
-    if (at::globalContext().hasCUDA()) {
-      const auto& hooks = at::globalContext().getAcceleratorHooksInterface(at::kCUDA);
-      if (hooks.deviceCount() > 0) {
-        const at::Tensor probe = at::empty({1}, at::device(at::kCUDA));
-        return DeviceInfo{.name = "cuda",
-                          .detail = absl::StrCat("CUDA device ", probe.get_device())};
-      }
-    }
-  } catch (const std::exception& error) {
-    if (device == "cuda") {
-      return absl::FailedPreconditionError(absl::StrCat("device cuda: ", error.what()));
-    }
-  }
-  if (device == "auto") return CpuInfo();
-  return absl::FailedPreconditionError(
-      "device cuda: LibTorch finds no usable NVIDIA GPU or driver; use --device cpu");
+  const absl::StatusOr<DeviceInfo> cuda = FindCuda();
+  if (cuda.ok() || device == "cuda") return cuda;
+  return CpuInfo();
 }
 
 absl::StatusOr<at::Device> PrepareDevice(const std::string& device, int num_threads) {
@@ -88,11 +94,9 @@ absl::StatusOr<at::Device> PrepareDevice(const std::string& device, int num_thre
   if (mkl_serv_cbwr_set != nullptr) mkl_serv_cbwr_set(kMklReproducible);
   if (MKL_Set_Dynamic != nullptr) MKL_Set_Dynamic(0);
   at::set_num_threads(num_threads);
-  // A step's tensors have the sizes of the last step's: kept in the heap they cost no page faults,
-  // which were 6 % of a step of 512 tokens.
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TRIM_THRESHOLD, 256 << 20);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  // Else every new tensor is written once to no end: all of ours are.
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
   return at::Device(info.name == "cuda" ? at::kCUDA : at::kCPU);
 }
 

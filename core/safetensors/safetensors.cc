@@ -89,7 +89,8 @@ absl::StatusOr<std::vector<int64_t>> ReadShape(const JsonObject& tensor) {
   std::vector<int64_t> shape;
   for (const Json& dim : *dims) {
     if (!dim.is_number_unsigned() || dim.get<uint64_t>() < 1 || dim.get<uint64_t>() > kMaxDim) {
-      return absl::DataLossError(absl::StrCat(tensor.where(), ": shape: found ", dim.dump(),
+      return absl::DataLossError(absl::StrCat(tensor.where(), ": shape: found ",
+                                              dim.dump().substr(0, 80),
                                               ", wanted integers in [1, 2^40]"));
     }
     shape.push_back(dim.get<int64_t>());

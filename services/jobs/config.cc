@@ -25,6 +25,11 @@ absl::Status JobsConfig::Validate() const {
   RETURN_IF_ERROR(
       CheckListenAddress("--metrics-listen", metrics_listen, allow_insecure_network).status());
   if (data_directory.empty()) return absl::InvalidArgumentError("--data-directory is required");
+  if (lease_duration <= absl::ZeroDuration() || lease_duration > absl::Hours(1)) {
+    return absl::InvalidArgumentError(absl::StrCat("--lease-seconds: found ",
+                                                   absl::FormatDuration(lease_duration),
+                                                   ", wanted 1 to 3600 seconds"));
+  }
   RETURN_IF_ERROR(CheckDirectory("--model-root", model_root));
   RETURN_IF_ERROR(CheckDirectory("--data-root", data_root));
   return absl::OkStatus();

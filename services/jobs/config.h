@@ -19,8 +19,11 @@ struct JobsConfig {
   std::string model_root;  // checkpoints of tasks lie below it
   std::string data_root;   // calibration and evaluation texts lie below it
 
-  // Not flags: tests shorten them.
+  // How long a job waits for a worker that fell silent. Shorter gives it on sooner; longer bears
+  // slower networks.
   absl::Duration lease_duration = absl::Seconds(30);
+
+  // Not flags: tests shorten them.
   absl::Duration reap_interval = absl::Seconds(1);
   absl::Duration drain_grace = absl::Seconds(10);
   int64_t disk_reserve_bytes = int64_t{1} << 30;

@@ -14,6 +14,7 @@
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:7400", "HOST:PORT for gRPC; port 0 means any free one");
 ABSL_FLAG(std::string, data_directory, "", "where jobs and artifacts are kept; required");
+ABSL_FLAG(int, lease_seconds, 30, "a job is given on when its worker was silent for this long");
 ABSL_FLAG(std::string, model_root, "", "directory that checkpoints of jobs lie below; required");
 ABSL_FLAG(std::string, data_root, "",
           "directory that calibration and evaluation texts lie below; required");
@@ -31,6 +32,7 @@ int Main(int argc, char** argv) {
   config.allow_insecure_network = common.allow_insecure_network;
   config.ready_file = common.ready_file;
   config.data_directory = absl::GetFlag(FLAGS_data_directory);
+  config.lease_duration = absl::Seconds(absl::GetFlag(FLAGS_lease_seconds));
   config.model_root = absl::GetFlag(FLAGS_model_root);
   config.data_root = absl::GetFlag(FLAGS_data_root);
   const absl::Status removed = RemoveReadyFile(config.ready_file);

@@ -37,12 +37,12 @@ void EventWriter::Device(const DeviceInfo& device) {
 }
 
 void EventWriter::Progress(Stage stage, int64_t completed, int64_t total,
-                           std::optional<double> loss, absl::Duration remaining) {
+                           std::optional<double> loss, std::optional<absl::Duration> remaining) {
   Json event = {{"event", "progress"},
                 {"stage", std::string(StageName(stage))},
                 {"completed", completed},
-                {"total", total},
-                {"remaining_seconds", absl::ToDoubleSeconds(remaining)}};
+                {"total", total}};
+  if (remaining.has_value()) event["remaining_seconds"] = absl::ToDoubleSeconds(*remaining);
   if (loss.has_value() && std::isfinite(*loss)) event["loss"] = *loss;
   Write(event);
 }

@@ -27,7 +27,7 @@ class EventWriter {
 
   void Device(const DeviceInfo& device);
   void Progress(Stage stage, int64_t completed, int64_t total, std::optional<double> loss,
-                absl::Duration remaining);
+                std::optional<absl::Duration> remaining);
   void Log(absl::string_view message);
   // `evaluation`: an EvaluationReport in proto3 JSON.
   void Result(absl::string_view artifact_id, absl::string_view directory, const Json& evaluation);

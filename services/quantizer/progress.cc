@@ -25,9 +25,11 @@ void ProgressReporter::Report(Stage stage, int64_t completed, int64_t total,
   }
   current_->completed = completed;
   current_->total = total;
-  if (completed < total && now - current_->last_event < kEventInterval) return;
+  const bool counts_tokens = stage == Stage::kCalibrating || stage == Stage::kEvaluating;
+  if (counts_tokens && completed < total && now - current_->last_event < kEventInterval) return;
   current_->last_event = now;
-  events_.Progress(stage, completed, total, loss, Remaining());
+  const auto remaining = plan_.empty() ? std::nullopt : std::optional(Remaining());
+  events_.Progress(stage, completed, total, loss, remaining);
 }
 
 absl::Duration ProgressReporter::Planned(Stage stage) const {

@@ -2,6 +2,8 @@
 
 #include <signal.h>
 
+#include <algorithm>
+
 #include "core/base/json.h"
 #include "tests/e2e/clients.h"
 #include "tests/e2e/deployment.h"
@@ -108,7 +110,8 @@ TEST_F(CliTest, MistakesAreSaidInOneLine) {
   EXPECT_EQ(bits.status.exit_code, 2);
   const Outcome missing = Quern({"quantize", "none"});
   EXPECT_EQ(missing.status.exit_code, 1);
-  EXPECT_THAT(missing.error, HasSubstr("NOT_FOUND"));
+  EXPECT_THAT(missing.error, HasSubstr("checkpoint.path: path \"none\""));
+  EXPECT_EQ(std::count(missing.error.begin(), missing.error.end(), '\n'), 1);
   const Outcome model = Quern({"complete", "none", "text"});
   EXPECT_EQ(model.status.exit_code, 1);
   EXPECT_THAT(model.error, HasSubstr("none"));

@@ -24,6 +24,15 @@ class CrashTest : public testing::Test {
     ASSERT_OK(deployment_.StartJobs());
   }
 
+  // A job with blocks of about two seconds, so that there is time to break in.
+  static quantization::v1::CreateQuantizationJobRequest SlowJob(int epochs) {
+    auto request = TinyJob("tiny");
+    auto& settings = *request.mutable_quantization_job()->mutable_quantize()->mutable_block_ap();
+    settings.set_sample_count(16);
+    settings.set_epoch_count(epochs);
+    return request;
+  }
+
   // Follows a job until its first finished block.
   void WatchUntilABlockIsDone(const std::string& name) {
     const auto job = Watch(*deployment_.JobsChannel(), name, [](const JobEvent& event) {
@@ -41,7 +50,7 @@ class CrashTest : public testing::Test {
 
   absl::StatusOr<std::string> UndisturbedArtifact() {
     auto channel = deployment_.JobsChannel();
-    ASSIGN_OR_RETURN(const QuantizationJob job, Submit(*channel, TinyJob("tiny")));
+    ASSIGN_OR_RETURN(const QuantizationJob job, Submit(*channel, SlowJob(24)));
     ASSIGN_OR_RETURN(const QuantizationJob end, Watch(*channel, job.name()));
     return end.artifact();
   }
@@ -53,8 +62,7 @@ TEST_F(CrashTest, KilledWorkerCostsNoWorkAndChangesNothing) {
   // A short lease, so that the job is free again soon after its worker died.
   ASSERT_OK(deployment_.StartJobs({"--lease-seconds=2"}));
   ASSERT_OK(deployment_.StartWorker());
-  ASSERT_OK_AND_ASSIGN(const QuantizationJob job,
-                       Submit(*deployment_.JobsChannel(), TinyJob("tiny")));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob job, Submit(*deployment_.JobsChannel(), SlowJob(24)));
   WatchUntilABlockIsDone(job.name());
   Kill(deployment_.worker());
   ASSERT_OK(deployment_.StartWorker());
@@ -78,8 +86,7 @@ TEST_F(CrashTest, KilledJobServiceLosesNothing) {
 TEST_F(CrashTest, JobServiceRestartedUnderARunningJob) {
   const std::string listen = absl::StrCat("--listen=", deployment_.jobs().grpc_address);
   ASSERT_OK(deployment_.StartWorker());
-  ASSERT_OK_AND_ASSIGN(const QuantizationJob job,
-                       Submit(*deployment_.JobsChannel(), TinyJob("tiny")));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob job, Submit(*deployment_.JobsChannel(), SlowJob(24)));
   WatchUntilABlockIsDone(job.name());
   Kill(deployment_.jobs());
   // The same address, as a supervisor would start it again.
@@ -91,13 +98,8 @@ TEST_F(CrashTest, JobServiceRestartedUnderARunningJob) {
 
 TEST_F(CrashTest, CancelStopsARunningJob) {
   ASSERT_OK(deployment_.StartWorker());
-  auto request = TinyJob("tiny");
-  // Long enough that it cannot end before it is cancelled.
-  request.mutable_quantization_job()->mutable_quantize()->mutable_block_ap()->set_epoch_count(64);
-  request.mutable_quantization_job()->mutable_quantize()->mutable_block_ap()->set_sample_count(
-      1024);
   auto channel = deployment_.JobsChannel();
-  ASSERT_OK_AND_ASSIGN(const QuantizationJob job, Submit(*channel, request));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob job, Submit(*channel, SlowJob(64)));
   ASSERT_OK(Watch(*channel, job.name(), [](const JobEvent& event) {
     return !(event.has_progress() && event.progress().stage() == Progress::BLOCK_AP);
   }));

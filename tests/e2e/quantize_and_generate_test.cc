@@ -2,8 +2,6 @@
 
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
 
-#include <set>
-
 #include "tests/e2e/clients.h"
 #include "tests/e2e/deployment.h"
 #include "tests/support/status_matchers.h"
@@ -16,7 +14,6 @@ using inference::v1::GenerateTextRequest;
 using inference::v1::GenerateTextResponse;
 using inference::v1::Model;
 using quantization::v1::JobEvent;
-using quantization::v1::Progress;
 using quantization::v1::QuantizationJob;
 
 class QuantizeAndGenerateTest : public testing::Test {
@@ -35,18 +32,15 @@ class QuantizeAndGenerateTest : public testing::Test {
 
 TEST_F(QuantizeAndGenerateTest, CheckpointBecomesTokens) {
   ASSERT_OK_AND_ASSIGN(const QuantizationJob submitted, Submit(*jobs_, TinyJob("tiny")));
-  std::set<Progress::Stage> stages;
   int64_t last_sequence = 0;
   ASSERT_OK_AND_ASSIGN(const QuantizationJob job,
                        Watch(*jobs_, submitted.name(), [&](const JobEvent& event) {
                          EXPECT_GT(event.sequence(), last_sequence);
                          last_sequence = event.sequence();
-                         if (event.has_progress()) stages.insert(event.progress().stage());
                          return true;
                        }));
   ASSERT_EQ(job.state(), QuantizationJob::SUCCEEDED) << job.error().message();
   EXPECT_EQ(job.attempt_count(), 1);
-  EXPECT_TRUE(stages.count(Progress::BLOCK_AP) == 1 && stages.count(Progress::E2E_QP) == 1);
 
   // The evaluation compares source, round to nearest and result on text the source sampled.
   ASSERT_EQ(job.evaluation().rows_size(), 3);

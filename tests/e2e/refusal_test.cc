@@ -46,12 +46,24 @@ TEST_F(RefusalTest, NothingOutsideTheModelRoot) {
   }
 }
 
-TEST_F(RefusalTest, DamagedCheckpointIsRefusedAtSubmit) {
+TEST_F(RefusalTest, DamagedCheckpointMakesNoArtifact) {
   ASSERT_OK(deployment_.StartJobs());
+  ASSERT_OK(deployment_.StartWorker());
   std::filesystem::copy(deployment_.model_root() + "/tiny", deployment_.model_root() + "/broken");
   std::filesystem::resize_file(deployment_.model_root() + "/broken/model.safetensors", 1000);
-  const auto job = Submit(*deployment_.JobsChannel(), TinyJob("broken"));
-  EXPECT_THAT(job, StatusIs(absl::StatusCode::kDataLoss, HasSubstr("model.safetensors")));
+  auto jobs = deployment_.JobsChannel();
+  // The submit reads the configuration alone; the weights are looked at by the run.
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob job, Submit(*jobs, TinyJob("broken")));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob end, Watch(*jobs, job.name()));
+  EXPECT_EQ(end.state(), QuantizationJob::FAILED);
+  EXPECT_EQ(end.error().reason(), "CHECKPOINT_DAMAGED");
+  EXPECT_EQ(end.error().code(), static_cast<int>(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(end.error().message(), HasSubstr("model.safetensors"));
+  EXPECT_TRUE(end.artifact().empty());
+  // A damaged configuration is refused at once.
+  std::filesystem::resize_file(deployment_.model_root() + "/broken/config.json", 10);
+  EXPECT_THAT(Submit(*jobs, TinyJob("broken")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("config.json")));
 }
 
 TEST_F(RefusalTest, DamagedArtifactServesNoToken) {

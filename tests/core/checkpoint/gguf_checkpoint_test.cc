@@ -348,6 +348,15 @@ const BadModel kBadModels[] = {
 INSTANTIATE_TEST_SUITE_P(All, BadGgufModelTest, testing::ValuesIn(kBadModels),
                          [](const auto& info) { return info.param.name; });
 
+TEST_F(GgufCheckpointTest, BlockQuantizedVectorsAreRefused) {
+  SmallGguf gguf;
+  gguf.Zeros("token_embd.weight", {32, 8});
+  gguf->Tensor("blk.0.attn_norm.weight", {32}, 8, std::string(34, '\0'));
+  ASSERT_NO_FATAL_FAILURE(OverwriteFile(path_, gguf.Finish()));
+  EXPECT_THAT(OpenCheckpoint(path_),
+              StatusIs(kInvalid, HasSubstr("blk.0.attn_norm.weight: a vector of type Q8_0")));
+}
+
 TEST_F(GgufCheckpointTest, MissingPiecesAreNamed) {
   SmallGguf empty;
   OverwriteFile(path_, empty.Finish());

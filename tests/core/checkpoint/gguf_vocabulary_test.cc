@@ -149,6 +149,22 @@ TEST(GgufVocabularyTest, TheLeadingSpaceIsAskedFor) {
   EXPECT_EQ(json["decoder"]["decoders"].back()["type"], "Fuse");
 }
 
+// All a^i b^j of up to 200 characters: 20,300 pieces, of which nearly every split is two pieces.
+TEST(GgufVocabularyTest, TheNumberOfMergesIsBounded) {
+  std::vector<std::string> tokens;
+  for (size_t a = 0; a <= 200; ++a) {
+    for (size_t b = a == 0 ? 1 : 0; a + b <= 200; ++b) {
+      tokens.push_back(std::string(a, 'a') + std::string(b, 'b'));
+    }
+  }
+  GgufWriter writer;
+  writer.String("tokenizer.ggml.model", "llama");
+  writer.Strings("tokenizer.ggml.tokens", tokens);
+  writer.Float32s("tokenizer.ggml.scores", std::vector<float>(tokens.size(), 0.0f));
+  EXPECT_THAT(Translate(writer),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("more than 2097152 merges")));
+}
+
 struct BadVocabulary {
   std::string name;
   std::function<void(GgufWriter&)> fill;

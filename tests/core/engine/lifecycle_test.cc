@@ -57,6 +57,7 @@ TEST(CancelTest, ARunningRequestEndsBeforeItsNextToken) {
 
 TEST(CancelTest, PagesAreFreeForOthersAtTheNextStep) {
   auto [engine, model] = Make({.kv_cache_bytes = 1 << 20});
+  const Engine& watched = *engine;
   std::shared_ptr<CollectingSink> victim;
   int64_t pages_before = 0;
   int64_t pages_after = 0;
@@ -65,10 +66,10 @@ TEST(CancelTest, PagesAreFreeForOthersAtTheNextStep) {
     if (s.ids().size() == 1) gate.AtToken(1)(s);
     // Each step publishes its stats when it is planned.
     if (s.ids().size() == 5) {
-      pages_before = engine->Stats().kv_pages_used;
+      pages_before = watched.Stats().kv_pages_used;
       victim->Cancel();
     }
-    if (s.ids().size() == 6) pages_after = engine->Stats().kv_pages_used;
+    if (s.ids().size() == 6) pages_after = watched.Stats().kv_pages_used;
   });
   gate.WaitReached();
   victim = Start(*engine, model, Greedy(Prompt(100, 2), 30));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -45,6 +46,8 @@ struct RoundTrip {
   TinyModelOptions options;
   TinyGgufType type;
 };
+
+void PrintTo(const RoundTrip& value, std::ostream* out) { *out << value.name; }
 
 class GgufRoundTripTest : public testing::TestWithParam<RoundTrip> {};
 
@@ -290,6 +293,8 @@ struct BadModel {
   std::string message;
   absl::StatusCode code = kInvalid;
 };
+
+void PrintTo(const BadModel& value, std::ostream* out) { *out << value.name; }
 
 class BadGgufModelTest : public testing::TestWithParam<BadModel> {};
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct Damage {
   std::string message;
   absl::StatusCode code = absl::StatusCode::kDataLoss;
 };
+
+void PrintTo(const Damage& value, std::ostream* out) { *out << value.name; }
 
 // The file that `fill` writes.
 std::string Written(const std::function<void(GgufWriter&)>& fill) {

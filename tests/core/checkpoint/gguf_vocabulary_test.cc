@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -171,6 +172,8 @@ struct BadVocabulary {
   std::string message;
   absl::StatusCode code = absl::StatusCode::kDataLoss;
 };
+
+void PrintTo(const BadVocabulary& value, std::ostream* out) { *out << value.name; }
 
 class BadVocabularyTest : public testing::TestWithParam<BadVocabulary> {};
 

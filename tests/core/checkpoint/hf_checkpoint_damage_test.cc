@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,8 @@ struct Damage {
   absl::StatusCode code;
   std::string message;
 };
+
+void PrintTo(const Damage& value, std::ostream* out) { *out << value.name; }
 
 const float kOnes[64] = {1, 1, 1, 1};
 

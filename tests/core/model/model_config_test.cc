@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -130,6 +131,8 @@ struct BadConfig {
   Json changes;
   std::string message;
 };
+
+void PrintTo(const BadConfig& value, std::ostream* out) { *out << value.name; }
 
 class BadConfigTest : public testing::TestWithParam<BadConfig> {};
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -64,6 +65,8 @@ struct Damage {
   std::string bytes;
   std::string message;
 };
+
+void PrintTo(const Damage& value, std::ostream* out) { *out << value.name; }
 
 std::vector<Damage> Damages() {
   const std::string good = R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})";

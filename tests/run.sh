@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Installs what is needed, builds Quern and runs its tests.
 #   tests/run.sh          format, build, unit, parity and e2e tests
-#   tests/run.sh --all    adds the slow tests, the sanitizer builds and clang's thread-safety check
+#   tests/run.sh --slow   adds the slow tests
+#   tests/run.sh --all    adds the slow tests, every header alone, the sanitizer builds and clang's
+#                         thread-safety check
 set -euo pipefail
 cd "$(dirname "$0")/.."
-all=
+all= slow=
 case "${1:-}" in
   '') ;;
-  --all) all=1 ;;
-  *) sed -n '2,4p' "$0" >&2; exit 2 ;;
+  --slow) slow=1 ;;
+  --all) all=1 slow=1 ;;
+  *) sed -n '2,6p' "$0" >&2; exit 2 ;;
 esac
 
 start=$SECONDS
@@ -31,12 +34,14 @@ ninja -C build --quiet
 step 'unit, parity and e2e tests'
 run_tests build -L 'unit|parity|e2e'
 
+if [ -n "$slow" ]; then
+  step 'slow tests'
+  run_tests build -L slow
+fi
+
 if [ -n "$all" ]; then
   step 'every header alone'
   ninja -C build --quiet all_verify_interface_header_sets
-
-  step 'slow tests'
-  run_tests build -L slow
 
   step 'AddressSanitizer and UndefinedBehaviorSanitizer, all but core/quant'
   cmake -S . -B build/asan -G Ninja -DQUERN_TRAINING=OFF -DQUERN_SANITIZE=address,undefined \

@@ -2,6 +2,7 @@
 #define QUERN_SERVICES_INFERENCE_CONFIG_H_
 
 #include <absl/status/status.h>
+#include <absl/time/time.h>
 
 #include <string>
 
@@ -19,6 +20,8 @@ struct InferenceConfig {
   std::string model_root;  // where checkpoints may be; empty: none can be served
   int threads = 0;         // of a step; 0: one for each CPU this process may use
   int kv_cache_mib = 512;  // KV pages of each model
+  // Running requests may take this long to finish after a signal to stop.
+  absl::Duration drain_grace = absl::Seconds(30);
 
   // INVALID_ARGUMENT naming the flag, its value and what is allowed.
   absl::Status Validate() const;

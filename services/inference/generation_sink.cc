@@ -2,6 +2,8 @@
 
 #include <absl/time/time.h>
 
+#include "core/base/log.h"
+
 namespace quern {
 namespace {
 
@@ -66,6 +68,9 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
     // What never came to a first token was dropped from the queue, not cut short.
     if (generated_tokens_ == 0 && absl::IsDeadlineExceeded(result.status())) {
       metrics_.Reject(Rejection::kDeadline);
+    }
+    if (const Outcome outcome = OutcomeOf(result.status()); outcome == Outcome::kInternal) {
+      LOG(ERROR) << "request lost model=" << model_->id << " error=" << result.status();
     }
     CountEnd(OutcomeOf(result.status()));
     Close(result.status(), GenerateTextResponse());

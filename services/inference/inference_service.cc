@@ -105,8 +105,8 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::CountTokens(grpc::CallbackServer
   const bool posted = executor_.TryPost([this, request, response, reactor] {
     const absl::StatusOr<std::shared_ptr<const ServedModel>> model =
         registry_.Find(request->model());
-    absl::StatusOr<int> count = model.status();
-    if (model.ok()) count = CountPromptTokens(*request, **model);
+    const absl::StatusOr<int> count =
+        model.ok() ? CountPromptTokens(*request, **model) : absl::StatusOr<int>(model.status());
     if (count.ok()) response->set_token_count(*count);
     reactor->Finish(ToGrpcStatus(count.status()));
   });

@@ -1,0 +1,93 @@
+#include "services/inference/inference_server.h"
+
+#include <absl/time/time.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <sched.h>
+
+#include <algorithm>
+
+#include "core/base/status_macros.h"
+
+namespace quern {
+namespace {
+
+// What is still to be written to clients when the last request has ended.
+constexpr absl::Duration kWriteGrace = absl::Seconds(5);
+// A step takes less, whatever the model: beyond it the engine hangs.
+constexpr absl::Duration kStallLimit = absl::Seconds(60);
+
+// The CPUs that this process may run on; containers grant fewer than the machine has.
+int AllowedCpus() {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  if (sched_getaffinity(0, sizeof(cpus), &cpus) != 0) return 1;
+  return std::max(1, CPU_COUNT(&cpus));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<InferenceServer>> InferenceServer::Start(
+    const InferenceConfig& config, Clock& clock) {
+  RETURN_IF_ERROR(config.Validate());
+  std::unique_ptr<InferenceServer> server(new InferenceServer(config));
+  RETURN_IF_ERROR(server->Open(clock));
+  return server;
+}
+
+InferenceServer::InferenceServer(const InferenceConfig& config)
+    : config_(config), metrics_(prometheus_registry_), gauges_(prometheus_registry_) {}
+
+InferenceServer::~InferenceServer() {
+  if (server_ != nullptr && !draining_) Shutdown();
+}
+
+absl::Status InferenceServer::Open(Clock& clock) {
+  std::shared_ptr<grpc::Channel> jobs;
+  if (!config_.jobs.empty()) {
+    jobs = grpc::CreateChannel(config_.jobs, grpc::InsecureChannelCredentials());
+  }
+  ASSIGN_OR_RETURN(cache_, ArtifactCache::Open(config_.cache_directory, jobs));
+  EngineOptions engine_options;
+  engine_options.num_threads = config_.threads > 0 ? config_.threads : AllowedCpus();
+  engine_options.kv_cache_bytes = int64_t{config_.kv_cache_mib} << 20;
+  ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
+
+  registry_ =
+      std::make_unique<ModelRegistry>(config_.model_root, *engine_, *cache_, metrics_, clock);
+  model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
+  inference_service_ = std::make_unique<InferenceServiceImpl>(*engine_, *registry_, metrics_);
+  ServerOptions server_options;
+  server_options.listen = config_.listen;
+  server_options.allow_insecure_network = config_.allow_insecure_network;
+  ASSIGN_OR_RETURN(
+      server_, GrpcServer::Start(server_options, {model_service_.get(), inference_service_.get()},
+                                 prometheus_registry_));
+  MetricsEndpointOptions endpoint_options;
+  endpoint_options.listen = config_.metrics_listen;
+  endpoint_options.allow_insecure_network = config_.allow_insecure_network;
+  endpoint_options.live = [this] { return CheckHealth(); };
+  endpoint_options.ready = [this]() -> absl::Status {
+    if (draining_) return absl::UnavailableError("shutting down");
+    return CheckHealth();
+  };
+  endpoint_options.before_scrape = [this] { gauges_.Update(engine_->Stats()); };
+  ASSIGN_OR_RETURN(endpoint_, MetricsEndpoint::Start(endpoint_options, prometheus_registry_));
+  server_->SetServing(true);
+  return absl::OkStatus();
+}
+
+absl::Status InferenceServer::CheckHealth() const {
+  if (engine_->Healthy(kStallLimit)) return absl::OkStatus();
+  return absl::UnavailableError("the engine has work and has not finished a step for long");
+}
+
+void InferenceServer::Shutdown() {
+  draining_ = true;
+  server_->Shutdown(kWriteGrace, [this] {
+    registry_->Drain();
+    engine_->Drain(config_.drain_grace);
+  });
+}
+
+}  // namespace quern

@@ -52,6 +52,11 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    // CLI11 says that a subcommand is missing where the one given is unknown.
+    const auto left = app.remaining(/*recurse=*/true);
+    if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !left.empty()) {
+      std::cerr << "quern: \"" << left.front() << "\" is not known here\n";
+    }
     return app.exit(error) == 0 ? 0 : kExitUsage;
   }
 

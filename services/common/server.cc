@@ -62,6 +62,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
   }
   address.port = port;
   result->address_ = address.ToString();
+  result->health_names_ = options.health_names;
   result->SetServing(false);
   return result;
 }
@@ -72,7 +73,9 @@ GrpcServer::~GrpcServer() {
 
 void GrpcServer::SetServing(bool serving) {
   // One status for the whole process: its services live and die together.
-  server_->GetHealthCheckService()->SetServingStatus(serving);
+  grpc::HealthCheckServiceInterface& health = *server_->GetHealthCheckService();
+  health.SetServingStatus(serving);
+  for (const std::string& name : health_names_) health.SetServingStatus(name, serving);
 }
 
 void GrpcServer::Shutdown(absl::Duration grace, const std::function<void()>& stop_admission) {

@@ -22,6 +22,9 @@ struct ServerOptions {
   int max_receive_message_bytes = 4 << 20;
   int max_metadata_bytes = 16 << 10;
   int max_concurrent_streams = 1024;  // of one connection
+  // Names that the health service answers for beside "", e.g. QuantizationService's
+  // service_full_name().
+  std::vector<std::string> health_names;
 };
 
 // A gRPC server with health service, reflection, RPC metrics, limits and keepalive.
@@ -40,7 +43,7 @@ class GrpcServer {
   // "127.0.0.1:43211": the address with the real port.
   const std::string& address() const { return address_; }
 
-  // Health of "" and of every service.
+  // Health of "" and of every name in `health_names`.
   void SetServing(bool serving);
 
   // Health becomes NOT_SERVING, then `stop_admission` runs: it must make every stream that waits
@@ -52,6 +55,7 @@ class GrpcServer {
   GrpcServer() = default;
 
   std::string address_;
+  std::vector<std::string> health_names_;
   std::unique_ptr<grpc::Server> server_;
   bool shut_down_ = false;
 };

@@ -29,6 +29,7 @@ namespace quern {
 namespace {
 
 constexpr int64_t kMaxManifestBytes = int64_t{16} << 20;
+constexpr int64_t kMaxArtifactBytes = int64_t{1} << 50;
 // Attempts in a row that bring no byte, before a pull gives up.
 constexpr int kMaxIdleAttempts = 5;
 constexpr absl::Duration kFirstRetryDelay = absl::Milliseconds(200);
@@ -225,7 +226,14 @@ absl::StatusOr<std::string> ArtifactCache::Pull(const Digest& digest, const std:
       const Manifest manifest,
       ParseManifest(bytes, absl::StrCat("artifacts/", digest.hex(), "/manifest.json")));
   int64_t total_bytes = 0;
-  for (const ArtifactFileInfo& file : manifest.files) total_bytes += file.size_bytes;
+  for (const ArtifactFileInfo& file : manifest.files) {
+    // The manifest came from outside: its numbers must not overflow ours.
+    if (file.size_bytes > kMaxArtifactBytes - total_bytes) {
+      return absl::DataLossError(absl::StrCat(
+          "artifacts/", digest.hex(), ": the manifest names over ", kMaxArtifactBytes, " bytes"));
+    }
+    total_bytes += file.size_bytes;
+  }
 
   const std::string partial = absl::StrCat(directory_, "/partial/", digest.hex());
   RETURN_IF_ERROR(CreateDirectories(partial));

@@ -33,7 +33,6 @@ class InferenceServer {
 
   const std::string& grpc_address() const { return server_->address(); }
   const std::string& metrics_address() const { return endpoint_->address(); }
-  const Engine& engine() const { return *engine_; }
 
   // Refuses new requests, lets running ones finish within the configured grace, ends the rest.
   void Shutdown();

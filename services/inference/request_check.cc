@@ -155,9 +155,14 @@ absl::StatusOr<std::vector<int32_t>> PromptOf(const GenerateTextRequest& request
 absl::Status CheckPrompt(const GenerateTextRequest& request, const ServedModel& model,
                          const std::vector<int32_t>& prompt) {
   const int context = model.info.config.max_position_embeddings;
-  if (prompt.empty()) return absl::InvalidArgumentError("prompt: no token is left of it");
+  const absl::string_view field = request.has_prompt_tokens() ? "prompt_tokens.ids"
+                                  : request.has_chat()        ? "chat"
+                                                              : "prompt";
+  if (prompt.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ": no token is left of it"));
+  }
   if (prompt.size() > static_cast<size_t>(context)) {
-    return TooLong(absl::StrCat("prompt: ", prompt.size(), " tokens, the context of models/",
+    return TooLong(absl::StrCat(field, ": ", prompt.size(), " tokens, the context of models/",
                                 model.id, " is ", context));
   }
   if (request.max_output_tokens() > context) {
@@ -237,12 +242,6 @@ absl::Status CheckGenerateText(const GenerateTextRequest& request) {
 absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& request,
                                                  const ServedModel& model, const Engine& engine,
                                                  absl::Time deadline) {
-  if (request.has_prompt_tokens() &&
-      request.prompt_tokens().ids_size() > model.info.config.max_position_embeddings) {
-    return TooLong(absl::StrCat("prompt_tokens.ids: ", request.prompt_tokens().ids_size(),
-                                " tokens, the context of models/", model.id, " is ",
-                                model.info.config.max_position_embeddings));
-  }
   GenerationRequest generation;
   ASSIGN_OR_RETURN(generation.prompt, PromptOf(request, model, engine));
   RETURN_IF_ERROR(CheckPrompt(request, model, generation.prompt));

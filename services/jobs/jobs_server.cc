@@ -77,6 +77,9 @@ absl::Status JobsServer::Open(Clock& clock) {
   ServerOptions server_options;
   server_options.listen = config_.listen;
   server_options.allow_insecure_network = config_.allow_insecure_network;
+  server_options.health_names = {quantization::v1::QuantizationService::service_full_name(),
+                                 worker::v1::WorkerService::service_full_name(),
+                                 artifact::v1::ArtifactService::service_full_name()};
   ASSIGN_OR_RETURN(
       server_, GrpcServer::Start(server_options,
                                  {quantization_.get(), worker_.get(), artifact_.get()}, registry_));

@@ -261,6 +261,8 @@ class InferenceServerTest : public testing::Test {
     request.set_model("models/" + id);
     request.set_prompt(prompt);
     request.set_max_output_tokens(max_output_tokens);
+    // Greedy; set, so that two answers agree in every field.
+    request.mutable_sampling()->set_seed(1);
     return request;
   }
   absl::StatusOr<GenerateTextResponse> Generate(const GenerateTextRequest& request) {

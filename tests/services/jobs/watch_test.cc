@@ -155,6 +155,11 @@ TEST_F(WatchTest, ShutdownEndsWatchesAndWaitingLeases) {
       "grpc_server_started_total{grpc_method=\"LeaseJob\",grpc_service=\"quern.worker.v1."
       "WorkerService\",grpc_type=\"unary\"}";
   ASSERT_TRUE(Eventually([&] { return ScrapedValue(Scrape(), started) == 2; }));
+  // A call that has not arrived yet would be refused by gRPC itself.
+  const std::string watching =
+      "grpc_server_started_total{grpc_method=\"WatchQuantizationJob\",grpc_service=\"quern."
+      "quantization.v1.QuantizationService\",grpc_type=\"server_stream\"}";
+  ASSERT_TRUE(Eventually([&] { return ScrapedValue(Scrape(), watching) == 1; }));
   const absl::Time before = absl::Now();
   server_->Shutdown();
   EXPECT_LT(absl::Now() - before, absl::Seconds(9));

@@ -4,32 +4,36 @@
 #include <absl/strings/string_view.h>
 
 #include <cstddef>
-#include <cstdint>
+#include <string>
 
 namespace quern {
 
-// Whether `bytes` is well-formed UTF-8 (Unicode 15, table 3-7: no overlong forms, no surrogates,
-// nothing above U+10FFFF). The JSON writer takes nothing else.
+// What stands at the beginning of a run of bytes.
+struct Utf8Step {
+  enum class Kind {
+    kCharacter,   // a whole character
+    kIncomplete,  // the bytes end inside a character that may still become one
+    kInvalid,     // bytes that can no longer become a character (a maximal subpart, Unicode 3.9)
+  };
+  Kind kind;
+  size_t num_bytes;     // at least 1
+  char32_t code_point;  // kCharacter only
+};
+
+// `bytes` must not be empty. Overlong forms, surrogates and code points beyond U+10FFFF are
+// kInvalid.
+Utf8Step NextUtf8(absl::string_view bytes);
+
+// The offset of the first byte that is not part of a whole character; npos when there is none.
+size_t FindInvalidUtf8(absl::string_view bytes);
+
+// Whether every byte is part of a whole character. The JSON writer takes nothing else.
 inline bool IsUtf8(absl::string_view bytes) {
-  size_t i = 0;
-  while (i < bytes.size()) {
-    const auto lead = static_cast<uint8_t>(bytes[i++]);
-    if (lead < 0x80) continue;
-    if (lead < 0xc2 || lead > 0xf4) return false;
-    const int num_trailing = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
-    // The first trailing byte is narrower where the rest would be overlong, a surrogate or too big.
-    uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    for (int k = 0; k < num_trailing; ++k) {
-      if (i == bytes.size()) return false;
-      const auto trail = static_cast<uint8_t>(bytes[i++]);
-      if (trail < low || trail > high) return false;
-      low = 0x80;
-      high = 0xbf;
-    }
-  }
-  return true;
+  return FindInvalidUtf8(bytes) == absl::string_view::npos;
 }
+
+// White_Space of Unicode, which is what \s means in the patterns of tokenizer.json files.
+bool IsUnicodeSpace(char32_t code_point);
 
 }  // namespace quern
 

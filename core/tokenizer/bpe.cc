@@ -8,8 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "core/base/utf8.h"
 #include "core/tokenizer/normalizer.h"
-#include "core/tokenizer/utf8.h"
 
 namespace quern {
 namespace {

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "core/base/status_macros.h"
-#include "core/tokenizer/utf8.h"
+#include "core/base/utf8.h"
 
 namespace quern {
 namespace {

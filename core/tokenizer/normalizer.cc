@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "core/base/status_macros.h"
-#include "core/tokenizer/utf8.h"
+#include "core/base/utf8.h"
 
 namespace quern {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <utility>
 
+#include "core/base/utf8.h"
 #include "core/tokenizer/tokenizer.h"
-#include "core/tokenizer/utf8.h"
 
 namespace quern {
 namespace {

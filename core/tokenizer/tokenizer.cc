@@ -9,12 +9,12 @@
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "core/base/utf8.h"
 #include "core/tokenizer/added_tokens.h"
 #include "core/tokenizer/bpe.h"
 #include "core/tokenizer/normalizer.h"
 #include "core/tokenizer/pre_tokenizer.h"
 #include "core/tokenizer/tokenizer_spec.h"
-#include "core/tokenizer/utf8.h"
 #include "core/tokenizer/vocabulary.h"
 
 namespace quern {

@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "core/tokenizer/utf8.h"
+#include "core/base/utf8.h"
 
 namespace quern {
 namespace {

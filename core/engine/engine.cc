@@ -300,11 +300,12 @@ void EngineImpl::StepModel(ServedModel& model) {
   if (report.num_tokens > 0) {
     ++counters_.steps;
     counters_.last_step_time = end;
+    // Before anybody hears that its request ended: who asks then finds the step counted.
+    if (observer_ != nullptr) {
+      observer_->OnStep(end - start, report.num_tokens, report.num_sequences);
+    }
   }
   NotifyEnded();
-  if (report.num_tokens > 0 && observer_ != nullptr) {
-    observer_->OnStep(end - start, report.num_tokens, report.num_sequences);
-  }
 }
 
 void EngineImpl::ReleaseIdleModels() {

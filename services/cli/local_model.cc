@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #include "core/artifact/artifact.h"
+#include "core/base/machine.h"
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/engine/model_source.h"
@@ -38,9 +38,7 @@ absl::StatusOr<OpenedModel> Open(absl::string_view path) {
 
 absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads) {
   EngineOptions options;
-  options.num_threads = num_threads > 0
-                            ? num_threads
-                            : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  options.num_threads = num_threads > 0 ? num_threads : AvailableCpus();
   return Engine::Create(options);
 }
 

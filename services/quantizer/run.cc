@@ -12,11 +12,12 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
-#include <thread>
 #include <utility>
 
 #include "core/artifact/artifact.h"
+#include "core/base/error_reason.h"
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
@@ -40,13 +41,13 @@ absl::Status CheckpointError(absl::Status status) {
   switch (status.code()) {
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kPermissionDenied:
-      return WithReason(std::move(status), "CHECKPOINT_NOT_FOUND");
+      return WithReason(std::move(status), reason::kCheckpointNotFound);
     case absl::StatusCode::kDataLoss:
-      return WithReason(std::move(status), "CHECKPOINT_DAMAGED");
+      return WithReason(std::move(status), reason::kCheckpointDamaged);
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kFailedPrecondition:
     case absl::StatusCode::kUnimplemented:
-      return WithReason(std::move(status), "CHECKPOINT_UNSUPPORTED");
+      return WithReason(std::move(status), reason::kCheckpointUnsupported);
     default:
       return status;
   }
@@ -71,7 +72,7 @@ Machine ThisMachine(const DeviceInfo& device, int num_threads, const Checkpoint&
   constexpr double kGflopsOfThread = 40;
   constexpr double kGflopsOfGpu = 20'000;
   return {.num_threads = num_threads,
-          .memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE),
+          .memory_bytes = AvailableMemoryBytes(),
           .gflops = device.name == "cuda" ? kGflopsOfGpu : kGflopsOfThread * num_threads,
           .source_bytes_per_weight = bytes_per_weight > 1.9 && bytes_per_weight < 2.5 ? 2 : 4};
 }
@@ -80,9 +81,7 @@ class Run {
  public:
   Run(const QuantizerConfig& config, EventWriter& events, Cancellation& cancellation, Clock& clock)
       : config_(config),
-        num_threads_(config.num_threads > 0
-                         ? config.num_threads
-                         : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
+        num_threads_(config.num_threads > 0 ? config.num_threads : AvailableCpus()),
         events_(events),
         cancellation_(cancellation),
         progress_(clock, events) {}
@@ -141,7 +140,7 @@ absl::Status Run::Execute() {
 absl::Status Run::Open() {
   // Before any other use of LibTorch.
   absl::StatusOr<DeviceInfo> device = FindDevice(config_.device);
-  if (!device.ok()) return WithReason(device.status(), "DEVICE_NOT_AVAILABLE");
+  if (!device.ok()) return WithReason(device.status(), reason::kDeviceNotAvailable);
   device_ = *std::move(device);
   events_.Device(device_);
   progress_.Report(Stage::kLoading, 0, 1);
@@ -149,7 +148,7 @@ absl::Status Run::Open() {
 
   ASSIGN_OR_RETURN(const std::string json, ReadFile(config_.task_path, kMaxTaskBytes));
   absl::StatusOr<Task> task = ParseTask(json);
-  if (!task.ok()) return WithReason(task.status(), "INVALID_TASK");
+  if (!task.ok()) return WithReason(task.status(), reason::kInvalidTask);
   task_ = *std::move(task);
   RETURN_IF_ERROR(OpenSource());
   RETURN_IF_ERROR(MakeThePlan());
@@ -167,13 +166,13 @@ absl::Status Run::LockWorkDirectory() {
   if (errno != EWOULDBLOCK) return absl::ErrnoToStatus(errno, path);
   return WithReason(absl::FailedPreconditionError(absl::StrCat(
                         config_.work_directory, ": another quern-quantizer works here")),
-                    "WORK_DIRECTORY_IN_USE");
+                    reason::kWorkDirectoryInUse);
 }
 
 absl::StatusOr<std::string> Run::Resolve(absl::string_view root, absl::string_view path) const {
   absl::StatusOr<std::string> resolved = ResolveBeneath(root, path);
   if (!resolved.ok() && absl::IsInvalidArgument(resolved.status())) {
-    return WithReason(resolved.status(), "INVALID_TASK");
+    return WithReason(resolved.status(), reason::kInvalidTask);
   }
   return resolved;
 }
@@ -192,7 +191,7 @@ absl::Status Run::OpenSource() {
         absl::FailedPreconditionError(
             absl::StrCat("checkpoint ", task_.checkpoint_path, ": digest is ", checkpoint_digest_,
                          ", the task wants ", task_.checkpoint_digest, "; the files were changed")),
-        "CHECKPOINT_CHANGED");
+        reason::kCheckpointChanged);
   }
   return absl::OkStatus();
 }
@@ -201,7 +200,8 @@ absl::Status Run::MakeThePlan() {
   absl::StatusOr<PlanResult> plan =
       MakePlan(task_, checkpoint_->config(), ThisMachine(device_, num_threads_, *checkpoint_));
   if (!plan.ok()) {
-    if (absl::IsInvalidArgument(plan.status())) return WithReason(plan.status(), "INVALID_TASK");
+    if (absl::IsInvalidArgument(plan.status()))
+      return WithReason(plan.status(), reason::kInvalidTask);
     return plan.status();
   }
   task_ = std::move(plan->resolved);
@@ -221,7 +221,7 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Run::SourceTokenizer() const {
   if (checkpoint_->tokenizer_json().empty()) {
     return WithReason(absl::FailedPreconditionError(
                           "the checkpoint has no tokenizer.json, so text cannot become tokens"),
-                      "CHECKPOINT_UNSUPPORTED");
+                      reason::kCheckpointUnsupported);
   }
   absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer =
       Tokenizer::FromJson(checkpoint_->tokenizer_json());
@@ -242,7 +242,7 @@ absl::Status Run::ReadEvaluationText() {
   };
   absl::StatusOr<EvaluationText> text = read();
   if (!text.ok()) {
-    return WithReason(Prefixed(text.status(), "evaluation.path"), "EVALUATION_INVALID");
+    return WithReason(Prefixed(text.status(), "evaluation.path"), reason::kEvaluationInvalid);
   }
   texts_.push_back(*std::move(text));
   return absl::OkStatus();
@@ -307,7 +307,8 @@ absl::StatusOr<TokenSequences> Run::MakeCalibration() {
   };
   absl::StatusOr<TokenSequences> sequences = cut();
   if (!sequences.ok()) {
-    return WithReason(Prefixed(sequences.status(), "calibration.path"), "CALIBRATION_INVALID");
+    return WithReason(Prefixed(sequences.status(), "calibration.path"),
+                      reason::kCalibrationInvalid);
   }
   return sequences;
 }
@@ -402,7 +403,7 @@ absl::Status Run::EvaluateAndReport() {
 absl::Status RunQuantizer(const QuantizerConfig& config, EventWriter& events,
                           Cancellation& cancellation, Clock& clock) {
   if (absl::Status status = config.Validate(); !status.ok()) {
-    return WithReason(std::move(status), "INVALID_FLAGS");
+    return WithReason(std::move(status), reason::kInvalidFlags);
   }
   absl::Status status = Run(config, events, cancellation, clock).Execute();
   // What was interrupted fails in its own words.

@@ -1,23 +1,17 @@
 #include "services/worker/capabilities.h"
 
-#include <absl/strings/numbers.h>
+#include <absl/strings/ascii.h>
 #include <absl/strings/str_split.h>
-#include <absl/strings/strip.h>
 
 #include <fstream>
-#include <sstream>
+#include <iterator>
 #include <string>
+#include <utility>
+
+#include "core/base/machine.h"
 
 namespace quern {
 namespace {
-
-// Files below /proc have no size, so ReadFile, which maps sizes to limits, cannot read them.
-std::string ReadProc(const char* path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 // The value of the first line "key<blanks>:<blanks>value".
 std::string FindValue(absl::string_view text, absl::string_view key) {
@@ -33,23 +27,19 @@ std::string FindValue(absl::string_view text, absl::string_view key) {
 
 }  // namespace
 
-worker::v1::WorkerCapabilities ParseCpuCapabilities(absl::string_view cpuinfo,
-                                                    absl::string_view meminfo) {
-  worker::v1::WorkerCapabilities capabilities;
-  capabilities.set_device(worker::v1::WorkerCapabilities::CPU);
-  capabilities.set_device_name(FindValue(cpuinfo, "model name").substr(0, 256));
-  const std::string total = FindValue(meminfo, "MemTotal");
-  absl::string_view kibibytes = total;
-  int64_t value = 0;
-  if (absl::ConsumeSuffix(&kibibytes, " kB") && absl::SimpleAtoi(kibibytes, &value) && value > 0 &&
-      value < (int64_t{1} << 50)) {
-    capabilities.set_memory_bytes(value * 1024);
-  }
-  return capabilities;
+std::string ProcessorName(absl::string_view cpuinfo) {
+  return FindValue(cpuinfo, "model name").substr(0, 256);
 }
 
 worker::v1::WorkerCapabilities ReadCpuCapabilities() {
-  return ParseCpuCapabilities(ReadProc("/proc/cpuinfo"), ReadProc("/proc/meminfo"));
+  std::ifstream file("/proc/cpuinfo");
+  const std::string cpuinfo((std::istreambuf_iterator<char>(file)),
+                            std::istreambuf_iterator<char>());
+  worker::v1::WorkerCapabilities capabilities;
+  capabilities.set_device(worker::v1::WorkerCapabilities::CPU);
+  capabilities.set_device_name(ProcessorName(cpuinfo));
+  capabilities.set_memory_bytes(AvailableMemoryBytes());
+  return capabilities;
 }
 
 }  // namespace quern

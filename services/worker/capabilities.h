@@ -4,15 +4,16 @@
 #include <absl/strings/string_view.h>
 #include <quern/worker/v1/worker_service.pb.h>
 
+#include <string>
+
 namespace quern {
 
-// What this machine has: processor and memory, as /proc/cpuinfo and /proc/meminfo tell. A GPU is
-// known only from the quantizer's report. Fields that cannot be read stay empty.
+// What this process may use: processor and memory. A GPU is known only from the quantizer's report.
+// Fields that cannot be read stay empty.
 worker::v1::WorkerCapabilities ReadCpuCapabilities();
 
-// The same from the text of the two files.
-worker::v1::WorkerCapabilities ParseCpuCapabilities(absl::string_view cpuinfo,
-                                                    absl::string_view meminfo);
+// The first "model name" of /proc/cpuinfo's text; empty when there is none.
+std::string ProcessorName(absl::string_view cpuinfo);
 
 }  // namespace quern
 

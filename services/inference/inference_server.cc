@@ -3,10 +3,8 @@
 #include <absl/time/time.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
-#include <sched.h>
 
-#include <algorithm>
-
+#include "core/base/machine.h"
 #include "core/base/status_macros.h"
 
 namespace quern {
@@ -16,14 +14,6 @@ namespace {
 constexpr absl::Duration kWriteGrace = absl::Seconds(5);
 // A step takes less, whatever the model: beyond it the engine hangs.
 constexpr absl::Duration kStallLimit = absl::Seconds(60);
-
-// The CPUs that this process may run on; containers grant fewer than the machine has.
-int AllowedCpus() {
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  if (sched_getaffinity(0, sizeof(cpus), &cpus) != 0) return 1;
-  return std::max(1, CPU_COUNT(&cpus));
-}
 
 }  // namespace
 
@@ -49,12 +39,14 @@ absl::Status InferenceServer::Open(Clock& clock) {
   }
   ASSIGN_OR_RETURN(cache_, ArtifactCache::Open(config_.cache_directory, jobs));
   EngineOptions engine_options;
-  engine_options.num_threads = config_.threads > 0 ? config_.threads : AllowedCpus();
+  engine_options.num_threads = config_.threads > 0 ? config_.threads : AvailableCpus();
   engine_options.kv_cache_bytes = int64_t{config_.kv_cache_mib} << 20;
   ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
 
   registry_ =
-      std::make_unique<ModelRegistry>(config_.model_root, *engine_, *cache_, metrics_, clock);
+      std::make_unique<ModelRegistry>(config_.model_root, config_.cache_directory + "/models.json",
+                                      *engine_, *cache_, metrics_, clock);
+  RETURN_IF_ERROR(registry_->Restore());
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
   inference_service_ = std::make_unique<InferenceServiceImpl>(*engine_, *registry_, metrics_);
   ServerOptions server_options;

@@ -1,5 +1,6 @@
 #include "services/inference/model_registry.h"
 
+#include <absl/algorithm/container.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/strip.h>
 
@@ -9,6 +10,7 @@
 
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
+#include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
@@ -28,6 +30,7 @@ constexpr int kNumThreads = 4;
 constexpr int kDefaultPageSize = 50;
 constexpr int kMaxPageSize = 1000;
 constexpr size_t kFingerprintDigits = 12;
+constexpr size_t kMaxListBytes = 1 << 20;
 
 absl::Status NoSuchModel(absl::string_view id) {
   return absl::NotFoundError(absl::StrCat("models/", id, " is not on this server"));
@@ -39,15 +42,49 @@ void SetTimestamp(absl::Time time, google::protobuf::Timestamp* out) {
   out->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
 }
 
+// What Save writes. Names and sources pass the checks of a request.
+absl::StatusOr<std::vector<CreateModelRequest>> ParseModelList(absl::string_view text,
+                                                               absl::string_view path) {
+  ASSIGN_OR_RETURN(const Json json, ParseJson(text, path));
+  ASSIGN_OR_RETURN(const JsonObject root, JsonObject::Of(json, path));
+  ASSIGN_OR_RETURN(const Json* models, root.Array("models"));
+  if (models->size() > kMaxModels) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": models: found ", models->size(), ", wanted at most ", kMaxModels));
+  }
+  std::vector<CreateModelRequest> requests;
+  for (const Json& element : *models) {
+    ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(element, path));
+    CreateModelRequest request;
+    ASSIGN_OR_RETURN(*request.mutable_model_id(), object.String("id"));
+    if (object.Has("artifact")) {
+      ASSIGN_OR_RETURN(*request.mutable_model()->mutable_artifact(), object.String("artifact"));
+    } else {
+      ASSIGN_OR_RETURN(*request.mutable_model()->mutable_checkpoint(), object.String("checkpoint"));
+    }
+    RETURN_IF_ERROR(CheckCreateModel(request));
+    const bool known = absl::c_any_of(requests, [&](const CreateModelRequest& other) {
+      return other.model_id() == request.model_id();
+    });
+    if (known) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": models: ", request.model_id(), " is there twice"));
+    }
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
 std::string SourceOf(const Model& model) {
   return model.has_artifact() ? model.artifact() : absl::StrCat("checkpoint ", model.checkpoint());
 }
 
 }  // namespace
 
-ModelRegistry::ModelRegistry(std::string model_root, Engine& engine, ArtifactCache& cache,
-                             InferenceMetrics& metrics, Clock& clock)
+ModelRegistry::ModelRegistry(std::string model_root, std::string list_path, Engine& engine,
+                             ArtifactCache& cache, InferenceMetrics& metrics, Clock& clock)
     : model_root_(std::move(model_root)),
+      list_path_(std::move(list_path)),
       engine_(engine),
       cache_(cache),
       metrics_(metrics),
@@ -73,21 +110,70 @@ absl::StatusOr<Model> ModelRegistry::Create(const CreateModelRequest& request) {
   model.set_state(Model::LOADING);
   SetTimestamp(clock_.Now(), model.mutable_create_time());
 
+  MutexLock saving(&save_mutex_);
+  {
+    MutexLock lock(&mutex_);
+    if (draining_) return absl::UnavailableError("the server is shutting down");
+    const auto it = entries_.find(id);
+    if (it != entries_.end() && it->second.model.state() != Model::FAILED) {
+      return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already (",
+                                                   Model::State_Name(it->second.model.state()),
+                                                   "): delete it first or take another model_id"));
+    }
+    if (it == entries_.end() && entries_.size() >= kMaxModels) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("this server holds at most ", kMaxModels, " models: delete one first"));
+    }
+  }
+  RETURN_IF_ERROR(Save(&model, ""));
   MutexLock lock(&mutex_);
-  if (draining_) return absl::UnavailableError("the server is shutting down");
-  const auto it = entries_.find(id);
-  if (it != entries_.end() && it->second.model.state() != Model::FAILED) {
-    return absl::AlreadyExistsError(absl::StrCat("models/", id, " is there already (",
-                                                 Model::State_Name(it->second.model.state()),
-                                                 "): delete it first or take another model_id"));
-  }
-  if (it == entries_.end() && entries_.size() >= kMaxModels) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("this server holds at most ", kMaxModels, " models: delete one first"));
-  }
+  StartLoad(id, model);
+  return model;
+}
+
+void ModelRegistry::StartLoad(const std::string& id, const Model& model) {
   Entry& entry = entries_[id] = Entry{.model = model};
   executor_.Post([this, id, model, stop = entry.stop.get_token()] { RunLoad(id, model, stop); });
-  return model;
+}
+
+absl::Status ModelRegistry::Restore() {
+  absl::StatusOr<std::string> text = ReadFile(list_path_, kMaxListBytes);
+  if (absl::IsNotFound(text.status())) return absl::OkStatus();
+  RETURN_IF_ERROR(text.status());
+  const absl::StatusOr<std::vector<CreateModelRequest>> list = ParseModelList(*text, list_path_);
+  if (!list.ok()) {
+    return absl::DataLossError(absl::StrCat(list.status().message(), ": remove ", list_path_,
+                                            " to start without models, and load them again"));
+  }
+  MutexLock lock(&mutex_);
+  for (const CreateModelRequest& request : *list) {
+    Model model = request.model();
+    model.set_name(absl::StrCat("models/", request.model_id()));
+    model.set_state(Model::LOADING);
+    SetTimestamp(clock_.Now(), model.mutable_create_time());
+    StartLoad(request.model_id(), model);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelRegistry::Save(const Model* added, absl::string_view removed) {
+  std::map<std::string, Model> models;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [id, entry] : entries_) {
+      if (entry.model.state() != Model::DELETING && entry.model.name() != removed) {
+        models[entry.model.name()] = entry.model;
+      }
+    }
+  }
+  if (added != nullptr) models[added->name()] = *added;
+  Json list = Json::array();
+  for (const auto& [name, model] : models) {
+    const char* const source = model.has_artifact() ? "artifact" : "checkpoint";
+    list.push_back({{"id", std::string(absl::StripPrefix(name, "models/"))},
+                    {source, model.has_artifact() ? model.artifact() : model.checkpoint()}});
+  }
+  return WriteFileDurably(list_path_, DumpCanonicalJson({{"models", std::move(list)}}));
 }
 
 absl::StatusOr<const ModelRegistry::Entry*> ModelRegistry::FindEntry(absl::string_view name) const {
@@ -127,31 +213,36 @@ absl::StatusOr<ListModelsResponse> ModelRegistry::List(const ListModelsRequest& 
 }
 
 void ModelRegistry::Delete(absl::string_view name, std::function<void(absl::Status)> on_done) {
-  absl::Status now = absl::OkStatus();
+  const absl::StatusOr<bool> done = BeginDelete(name, on_done);
+  if (!done.ok() || *done) on_done(done.status());
+}
+
+absl::StatusOr<bool> ModelRegistry::BeginDelete(absl::string_view name,
+                                                std::function<void(absl::Status)>& on_done) {
+  MutexLock saving(&save_mutex_);
   {
     MutexLock lock(&mutex_);
-    const absl::StatusOr<const Entry*> found = FindEntry(name);
-    if (found.ok()) {
-      const std::string id(absl::StripPrefix((*found)->model.name(), "models/"));
-      Entry& entry = entries_.at(id);
-      if (entry.model.state() == Model::FAILED) {
-        entries_.erase(id);
-      } else {
-        entry.on_deleted.push_back(std::move(on_done));
-        if (entry.model.state() == Model::ACTIVE) {
-          executor_.Post([this, id, handle = entry.served->handle] { RunUnload(id, handle); });
-        }
-        // The end of a load under way removes the entry.
-        entry.stop.request_stop();
-        entry.model.set_state(Model::DELETING);
-        entry.served = nullptr;
-        return;
-      }
-    } else {
-      now = found.status();
-    }
+    RETURN_IF_ERROR(FindEntry(name).status());
   }
-  on_done(now);
+  RETURN_IF_ERROR(Save(nullptr, name));
+  MutexLock lock(&mutex_);
+  // Another call may have brought its deletion to an end meanwhile.
+  RETURN_IF_ERROR(FindEntry(name).status());
+  const std::string id(absl::StripPrefix(name, "models/"));
+  Entry& entry = entries_.at(id);
+  if (entry.model.state() == Model::FAILED) {
+    entries_.erase(id);
+    return true;
+  }
+  entry.on_deleted.push_back(std::move(on_done));
+  if (entry.model.state() == Model::ACTIVE) {
+    executor_.Post([this, id, handle = entry.served->handle] { RunUnload(id, handle); });
+  }
+  // The end of a load under way removes the entry.
+  entry.stop.request_stop();
+  entry.model.set_state(Model::DELETING);
+  entry.served = nullptr;
+  return false;
 }
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRegistry::Find(

@@ -31,17 +31,23 @@ inline constexpr int kMaxModels = 16;
 // The models of this server, by name, and the threads that load and unload them. Thread-safe.
 class ModelRegistry {
  public:
-  // `model_root`: where checkpoints may be; empty: none can be served. All references must outlive
-  // the registry.
-  ModelRegistry(std::string model_root, Engine& engine, ArtifactCache& cache,
+  // `model_root`: where checkpoints may be; empty: none can be served. `list_path`: the file that
+  // keeps which models were asked for, so that a restart loads them again. All references must
+  // outlive the registry.
+  ModelRegistry(std::string model_root, std::string list_path, Engine& engine, ArtifactCache& cache,
                 InferenceMetrics& metrics, Clock& clock);
   // Cancels loads and waits for them; models stay in the engine.
   ~ModelRegistry();
 
-  // Starts to load and returns the model in LOADING. A FAILED model of the same name is replaced.
-  // INVALID_ARGUMENT, NOT_FOUND (a checkpoint that is not there), ALREADY_EXISTS,
-  // RESOURCE_EXHAUSTED, UNAVAILABLE after Drain.
-  absl::StatusOr<inference::v1::Model> Create(const inference::v1::CreateModelRequest& request);
+  // Starts to load the models of the list; one that cannot be loaded any more is there as FAILED.
+  // Before anything else. DATA_LOSS when the list is damaged.
+  absl::Status Restore() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Starts to load, once the list has it, and returns the model in LOADING. A FAILED model of the
+  // same name is replaced. INVALID_ARGUMENT, NOT_FOUND (a checkpoint that is not there),
+  // ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE after Drain.
+  absl::StatusOr<inference::v1::Model> Create(const inference::v1::CreateModelRequest& request)
+      ABSL_LOCKS_EXCLUDED(save_mutex_, mutex_);
 
   absl::StatusOr<inference::v1::Model> Get(absl::string_view name) const;
 
@@ -71,6 +77,8 @@ class ModelRegistry {
     LoadedModelFacts facts;
   };
 
+  void StartLoad(const std::string& id, const inference::v1::Model& model)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RunLoad(const std::string& id, inference::v1::Model model, std::stop_token stop)
       ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<Loaded> Load(const inference::v1::Model& model, const std::stop_token& stop);
@@ -83,14 +91,24 @@ class ModelRegistry {
   void Remove(const std::string& id, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<const Entry*> FindEntry(absl::string_view name) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Writes the list as it is to be: with `added`, without the model `removed`.
+  absl::Status Save(const inference::v1::Model* added, absl::string_view removed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(save_mutex_) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Begins to take a model away; true when that is done at once.
+  absl::StatusOr<bool> BeginDelete(absl::string_view name,
+                                   std::function<void(absl::Status)>& on_done)
+      ABSL_LOCKS_EXCLUDED(save_mutex_, mutex_);
 
   const std::string model_root_;
+  const std::string list_path_;
   Engine& engine_;
   ArtifactCache& cache_;
   InferenceMetrics& metrics_;
   Clock& clock_;
 
-  mutable Mutex mutex_;
+  // Held from the check of a change until it is made, so that requests need not wait for the disk.
+  Mutex save_mutex_;
+  mutable Mutex mutex_ ABSL_ACQUIRED_AFTER(save_mutex_);
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   // Last, so that its threads end before what they use.

@@ -1,5 +1,7 @@
 #include <google/protobuf/util/message_differencer.h>
 
+#include <thread>
+
 #include "core/tokenizer/tokenizer.h"
 #include "tests/services/inference/inference_fixture.h"
 

@@ -10,11 +10,9 @@
 #include <atomic>
 #include <chrono>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -24,6 +22,7 @@
 #include "services/common/status.h"
 #include "services/inference/inference_server.h"
 #include "tests/services/common/http_client.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_directory.h"
@@ -128,7 +127,7 @@ class FakeArtifactService final : public artifact::v1::ArtifactService::Service 
       breaks = breaks_[request->path()] > 0;
       if (breaks) --breaks_[request->path()];
     }
-    while (held_ && !context->IsCancelled()) std::this_thread::yield();
+    while (held_ && !context->IsCancelled()) PauseBetweenLooks();
     if (breaks) bytes.resize(bytes.size() / 2);
     constexpr size_t kChunkBytes = 10'000;
     for (size_t offset = 0; offset < bytes.size(); offset += kChunkBytes) {
@@ -295,15 +294,6 @@ class InferenceServerTest : public testing::Test {
     return joined;
   }
 
-  // Whether `condition` came true within a minute.
-  static bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Minutes(1);
-    while (absl::Now() < deadline) {
-      if (condition()) return true;
-      std::this_thread::yield();
-    }
-    return false;
-  }
   std::string Scrape() { return HttpGet(server_->metrics_address(), "/metrics"); }
   double Metric(const std::string& series) { return ScrapedValue(Scrape(), series); }
 

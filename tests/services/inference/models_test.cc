@@ -1,3 +1,5 @@
+#include <thread>
+
 #include "tests/services/inference/inference_fixture.h"
 
 namespace quern {
@@ -38,10 +40,55 @@ TEST_F(ModelsTest, CacheServesWithoutQuernJobs) {
   EXPECT_EQ(Load(ArtifactRequest("m", artifact)).state(), Model::ACTIVE);
   config_.jobs = "";
   Start();
-  EXPECT_EQ(Load(ArtifactRequest("m", artifact)).state(), Model::ACTIVE);
+  EXPECT_EQ(WaitForLoad("m").state(), Model::ACTIVE);
   const Model other = Load(ArtifactRequest("n", "artifacts/" + std::string(64, '0')));
   EXPECT_EQ(other.state(), Model::FAILED);
   EXPECT_THAT(other.failure_message(), HasSubstr("--jobs"));
+}
+
+TEST_F(ModelsTest, ARestartLoadsTheModelsAgain) {
+  const std::string artifact = PublishArtifact();
+  EXPECT_EQ(Load(ArtifactRequest("packed", artifact)).state(), Model::ACTIVE);
+  LoadTiny();
+  EXPECT_EQ(Load(CheckpointRequest("gone", "long")).state(), Model::ACTIVE);
+  ASSERT_OK(Delete("gone"));
+  EXPECT_EQ(Load(CheckpointRequest("failing", "long")).state(), Model::ACTIVE);
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse before, Generate(Request("Once", 5, "packed")));
+  std::filesystem::remove_all(directory_.Path("models/long"));
+
+  Start();
+  EXPECT_EQ(WaitForLoad("packed").state(), Model::ACTIVE);
+  EXPECT_EQ(WaitForLoad("packed").artifact(), artifact);
+  EXPECT_EQ(WaitForLoad("tiny").state(), Model::ACTIVE);
+  EXPECT_THAT(Get("gone"), StatusIs(absl::StatusCode::kNotFound, testing::_));
+  EXPECT_EQ(WaitForLoad("failing").state(), Model::FAILED);
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse after, Generate(Request("Once", 5, "packed")));
+  EXPECT_EQ(after.text(), before.text());
+
+  // A failed one can be deleted, and then stays away.
+  ASSERT_OK(Delete("failing"));
+  Start();
+  EXPECT_THAT(Get("failing"), StatusIs(absl::StatusCode::kNotFound, testing::_));
+}
+
+TEST_F(ModelsTest, ADamagedListStopsTheStart) {
+  server_.reset();
+  const std::string path = directory_.Path("cache/models.json");
+  const std::string valid = R"({"checkpoint":"tiny","id":"a"})";
+  for (const std::string& text :
+       {std::string("{"), std::string("[]"), std::string(R"({"models":{}})"),
+        std::string(R"({"models":[{"id":"a"}]})"),
+        std::string(R"({"models":[{"id":"A","checkpoint":"t"}]})"),
+        std::string(R"({"models":[{"id":"a","artifact":"artifacts/0"}]})"),
+        absl::StrCat(R"({"models":[)", valid, ",", valid, "]}"), std::string(2 << 20, ' ')}) {
+    OverwriteFile(path, text);
+    const auto server = InferenceServer::Start(config_, clock_);
+    EXPECT_FALSE(server.ok()) << text.substr(0, 100);
+    EXPECT_THAT(server.status().message(), HasSubstr("models.json"));
+  }
+  OverwriteFile(path, absl::StrCat(R"({"models":[)", valid, "]}"));
+  Start();
+  EXPECT_EQ(WaitForLoad("a").state(), Model::ACTIVE);
 }
 
 TEST_F(ModelsTest, ConcurrentLoadsPullOnce) {

@@ -12,6 +12,9 @@
 
 namespace quern {
 
+// What most damaged input is answered with.
+inline constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+
 inline const absl::Status& GetStatus(const absl::Status& status) { return status; }
 template <typename T>
 const absl::Status& GetStatus(const absl::StatusOr<T>& result) {

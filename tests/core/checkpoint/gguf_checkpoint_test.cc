@@ -27,8 +27,6 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-
 float At(const TensorView& view, size_t i) {
   const auto* bytes = static_cast<const uint8_t*>(view.data);
   if (view.dtype == DType::kF32) {

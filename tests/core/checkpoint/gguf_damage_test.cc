@@ -24,14 +24,14 @@ using testing::HasSubstr;
 constexpr uint32_t kArray = 9;
 constexpr uint32_t kString = 8;
 
-struct Damage {
+struct GgufDamage {
   std::string name;
   std::string bytes;
   std::string message;
   absl::StatusCode code = absl::StatusCode::kDataLoss;
 };
 
-void PrintTo(const Damage& value, std::ostream* out) { *out << value.name; }
+void PrintTo(const GgufDamage& value, std::ostream* out) { *out << value.name; }
 
 // The file that `fill` writes.
 std::string Written(const std::function<void(GgufWriter&)>& fill) {
@@ -63,7 +63,7 @@ std::string ArrayHead(uint32_t element_type, uint64_t count) {
   return LittleEndian(element_type) + LittleEndian(count);
 }
 
-std::vector<Damage> HeaderDamages() {
+std::vector<GgufDamage> HeaderDamages() {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   return {
       {"Empty", "", "not a GGUF file"},
@@ -82,7 +82,7 @@ std::vector<Damage> HeaderDamages() {
   };
 }
 
-std::vector<Damage> ValueDamages() {
+std::vector<GgufDamage> ValueDamages() {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   return {
       {"KeyLong", Written([](GgufWriter& w) { w.Uint32(std::string(513, 'k'), 1); }),
@@ -118,7 +118,7 @@ std::vector<Damage> ValueDamages() {
   };
 }
 
-std::vector<Damage> TensorDamages() {
+std::vector<GgufDamage> TensorDamages() {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   return {
       {"TypeQ6K", Tensor({256}, 14, 0, 64), "type Q6_K, supported: F32, F16", kInvalid},
@@ -159,7 +159,7 @@ std::vector<Damage> TensorDamages() {
   };
 }
 
-class GgufDamageTest : public testing::TestWithParam<Damage> {};
+class GgufDamageTest : public testing::TestWithParam<GgufDamage> {};
 
 TEST_P(GgufDamageTest, IsRefusedWithTheReason) {
   TempDirectory directory;
@@ -170,10 +170,12 @@ TEST_P(GgufDamageTest, IsRefusedWithTheReason) {
       StatusIs(GetParam().code, AllOf(HasSubstr("damaged.gguf"), HasSubstr(GetParam().message))));
 }
 
-constexpr auto kNameOf = [](const testing::TestParamInfo<Damage>& info) { return info.param.name; };
-INSTANTIATE_TEST_SUITE_P(Header, GgufDamageTest, testing::ValuesIn(HeaderDamages()), kNameOf);
-INSTANTIATE_TEST_SUITE_P(Value, GgufDamageTest, testing::ValuesIn(ValueDamages()), kNameOf);
-INSTANTIATE_TEST_SUITE_P(Tensor, GgufDamageTest, testing::ValuesIn(TensorDamages()), kNameOf);
+constexpr auto kGgufNameOf = [](const testing::TestParamInfo<GgufDamage>& info) {
+  return info.param.name;
+};
+INSTANTIATE_TEST_SUITE_P(Header, GgufDamageTest, testing::ValuesIn(HeaderDamages()), kGgufNameOf);
+INSTANTIATE_TEST_SUITE_P(Value, GgufDamageTest, testing::ValuesIn(ValueDamages()), kGgufNameOf);
+INSTANTIATE_TEST_SUITE_P(Tensor, GgufDamageTest, testing::ValuesIn(TensorDamages()), kGgufNameOf);
 
 }  // namespace
 }  // namespace quern

@@ -19,8 +19,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-
 class GgufTest : public testing::Test {
  protected:
   absl::StatusOr<GgufFile> Open(const GgufWriter& writer) {

@@ -195,7 +195,6 @@ void Fill(GgufWriter& writer, const std::string& model, const std::vector<std::s
   writer.Bool("tokenizer.ggml.add_bos_token", false);
 }
 
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 const BadVocabulary kBadVocabularies[] = {
     {"PreUnknown", [](GgufWriter& w) { w = ByteLevel("kimi"); }, "found \"kimi\"", kInvalid},
     {"PreMissing", [](GgufWriter& w) { w = ByteLevel(""); }, "convert the model again", kInvalid},

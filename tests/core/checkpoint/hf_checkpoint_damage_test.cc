@@ -28,7 +28,6 @@ namespace {
 using testing::HasSubstr;
 
 constexpr auto kDataLoss = absl::StatusCode::kDataLoss;
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kNotFound = absl::StatusCode::kNotFound;
 
 constexpr char kFirst[] = "model-00001-of-00002.safetensors";
@@ -66,18 +65,18 @@ class Files {
   TempDirectory directory_;
 };
 
-struct Damage {
+struct HfDamage {
   std::string name;
   std::function<void(Files&)> damage;
   absl::StatusCode code;
   std::string message;
 };
 
-void PrintTo(const Damage& value, std::ostream* out) { *out << value.name; }
+void PrintTo(const HfDamage& value, std::ostream* out) { *out << value.name; }
 
 const float kOnes[64] = {1, 1, 1, 1};
 
-const Damage kFileDamages[] = {
+const HfDamage kFileDamages[] = {
     {"NoConfig", [](Files& f) { f.Remove("config.json"); }, kNotFound, "config.json: no such file"},
     {"ConfigEmpty", [](Files& f) { f.Write("config.json", ""); }, kInvalid, "not valid JSON"},
     {"ConfigDeep", [](Files& f) { f.Write("config.json", std::string(100000, '[')); }, kInvalid,
@@ -147,7 +146,7 @@ const Damage kFileDamages[] = {
      "not UTF-8"},
 };
 
-const Damage kShardDamages[] = {
+const HfDamage kShardDamages[] = {
     {"NoWeights", [](Files& f) { f.Remove(kIndex); }, kNotFound,
      "found neither model.safetensors nor model.safetensors.index.json"},
     {"ShardMissing", [](Files& f) { f.Remove(kSecond); }, kNotFound, kSecond},
@@ -238,7 +237,7 @@ const Damage kShardDamages[] = {
      kInvalid, "\"model.layers.0.self_attn.q_proj.bias\" is no part of the llama model"},
 };
 
-class HfCheckpointDamageTest : public testing::TestWithParam<Damage> {
+class HfCheckpointDamageTest : public testing::TestWithParam<HfDamage> {
  protected:
   static void SetUpTestSuite() {
     good_ = std::make_unique<TempDirectory>();
@@ -262,9 +261,12 @@ TEST_P(HfCheckpointDamageTest, IsRefusedWithTheReason) {
               StatusIs(GetParam().code, HasSubstr(GetParam().message)));
 }
 
-constexpr auto kNameOf = [](const testing::TestParamInfo<Damage>& info) { return info.param.name; };
-INSTANTIATE_TEST_SUITE_P(Files, HfCheckpointDamageTest, testing::ValuesIn(kFileDamages), kNameOf);
-INSTANTIATE_TEST_SUITE_P(Shards, HfCheckpointDamageTest, testing::ValuesIn(kShardDamages), kNameOf);
+constexpr auto kHfNameOf = [](const testing::TestParamInfo<HfDamage>& info) {
+  return info.param.name;
+};
+INSTANTIATE_TEST_SUITE_P(Files, HfCheckpointDamageTest, testing::ValuesIn(kFileDamages), kHfNameOf);
+INSTANTIATE_TEST_SUITE_P(Shards, HfCheckpointDamageTest, testing::ValuesIn(kShardDamages),
+                         kHfNameOf);
 
 TEST(OpenCheckpointTest, ThePathSaysWhatItIs) {
   TempDirectory directory;

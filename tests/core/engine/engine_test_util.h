@@ -15,6 +15,7 @@
 #include "core/engine/engine.h"
 #include "core/engine/event.h"
 #include "core/model/tensor_names.h"
+#include "tests/support/eventually.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
 

@@ -145,7 +145,7 @@ TEST(UnloadTest, LetsStreamsEndAndRefusesNewOnes) {
     auto sink = std::make_shared<CollectingSink>();
     refused = engine->Submit(model, Greedy(Prompt(4, 9), 1), sink);
     if (absl::IsResourceExhausted(refused)) refused = absl::OkStatus();
-    std::this_thread::yield();
+    PauseBetweenLooks();
   }
   EXPECT_THAT(refused, StatusIs(absl::StatusCode::kFailedPrecondition, testing::_));
   gate.Open();

@@ -44,6 +44,15 @@ Task QuickTask(int bits) {
   return task;
 }
 
+TEST(PlanTest, EvaluationChunksFitTheContext) {
+  ModelConfig config = SmolLm2();
+  ASSERT_OK_AND_ASSIGN(const PlanResult wide, MakePlan(QuickTask(4), config, {}));
+  EXPECT_EQ(wide.resolved.evaluation_chunk_tokens, 512);
+  config.max_position_embeddings = 256;
+  ASSERT_OK_AND_ASSIGN(const PlanResult narrow, MakePlan(QuickTask(4), config, {}));
+  EXPECT_EQ(narrow.resolved.evaluation_chunk_tokens, 256);
+}
+
 TEST(PlanTest, QuickIsTheMeasuredRecipe) {
   const struct {
     int bits, samples;

@@ -25,7 +25,7 @@ TEST(ParseTaskTest, DefaultsAreTheProtos) {
   EXPECT_EQ(task.method, QuantMethod::kBlockApE2eQp);
   EXPECT_EQ(task.preset, Preset::kStandard);
   EXPECT_EQ(task.calibration_path, "");
-  EXPECT_EQ(task.evaluation_chunk_tokens, 512);
+  EXPECT_EQ(task.evaluation_chunk_tokens, 0);
   EXPECT_EQ(task.evaluation_max_chunk_count, 40);
   EXPECT_FALSE(task.block_ap.sample_count.has_value());
   EXPECT_FALSE(task.e2e_qp.loss.has_value());
@@ -53,7 +53,7 @@ TEST(ParseTaskTest, BothSpellingsStringsAndNulls) {
   EXPECT_FALSE(task.block_ap.epoch_count.has_value());
   EXPECT_EQ(task.block_ap.weight_learning_rate, 3e-4);
   EXPECT_EQ(task.block_ap.quant_learning_rate, 0.0);
-  EXPECT_EQ(task.evaluation_chunk_tokens, 512);
+  EXPECT_EQ(task.evaluation_chunk_tokens, 0);
   EXPECT_EQ(task.evaluation_max_chunk_count, 7);
 }
 

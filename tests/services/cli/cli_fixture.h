@@ -11,17 +11,16 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "core/base/json.h"
 #include "core/base/mutex.h"
 #include "core/base/subprocess.h"
+#include "tests/support/eventually.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_directory.h"
 
@@ -172,7 +171,7 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
  private:
   void StayOpen(grpc::ServerContext* context) {
     open = true;
-    while (!context->IsCancelled()) std::this_thread::yield();
+    while (!context->IsCancelled()) PauseBetweenLooks();
     client_left = true;
   }
 
@@ -241,14 +240,6 @@ class CliTest : public testing::Test {
     const absl::StatusOr<Json> json = ParseJson(result.output, "output");
     EXPECT_OK(json);
     return json.value_or(Json());
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Minutes(1);
-    while (absl::Now() < deadline) {
-      if (condition()) return true;
-      std::this_thread::yield();
-    }
-    return false;
   }
 
   const TempDirectory directory_;

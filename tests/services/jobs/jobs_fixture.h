@@ -10,16 +10,15 @@
 
 #include <chrono>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "services/common/status.h"
 #include "services/jobs/jobs_server.h"
 #include "tests/core/artifact/fixture.h"
 #include "tests/services/common/http_client.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_model.h"
@@ -236,15 +235,6 @@ class JobsServerTest : public testing::Test {
     return events;
   }
 
-  // Whether `condition` came true within 30 seconds.
-  static bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(30);
-    while (absl::Now() < deadline) {
-      if (condition()) return true;
-      std::this_thread::yield();
-    }
-    return false;
-  }
   std::string Scrape() { return HttpGet(server_->metrics_address(), "/metrics"); }
 
   const TemporaryDirectory directory_;

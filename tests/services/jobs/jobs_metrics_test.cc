@@ -20,7 +20,7 @@ TEST_F(JobsMetricsTest, CountWhatHappened) {
   ASSERT_OK(Succeed(first.token(), artifact));  // counts once
 
   const std::string failing = CreateName();
-  ASSERT_OK(Complete(ErrorRequest(Lease("request-2").token(), 13, "DIVERGED")));
+  ASSERT_OK(Complete(ErrorRequest(Lease("request-2").token(), 13, "CHECKPOINT_DAMAGED")));
   CreateName();
   ASSERT_OK(Complete(ErrorRequest(Lease("request-3").token(), 13, "SOMETHING_NEW")));
   ASSERT_OK(Cancel(CreateName()));
@@ -43,7 +43,7 @@ TEST_F(JobsMetricsTest, CountWhatHappened) {
   EXPECT_EQ(value("quern_jobs{state=\"QUEUED\"}"), 0);
   const std::string finished = "quern_jobs_finished_total{error_reason=";
   EXPECT_EQ(value(finished + "\"\",state=\"SUCCEEDED\"}"), 1);
-  EXPECT_EQ(value(finished + "\"DIVERGED\",state=\"FAILED\"}"), 1);
+  EXPECT_EQ(value(finished + "\"CHECKPOINT_DAMAGED\",state=\"FAILED\"}"), 1);
   EXPECT_EQ(value(finished + "\"OTHER\",state=\"FAILED\"}"), 1);
   EXPECT_EQ(value(finished + "\"\",state=\"CANCELLED\"}"), 1);
   EXPECT_EQ(value("quern_dedupe_hits_total"), 1);

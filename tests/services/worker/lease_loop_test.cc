@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <deque>
+#include <thread>
 
 #include "services/common/rpc_metrics.h"
 #include "tests/services/jobs/jobs_fixture.h"

@@ -97,6 +97,10 @@ double Steps(int sample_count, int epoch_count, int batch_size) {
 }  // namespace
 
 void ApplyPreset(const ModelConfig& config, Task& task) {
+  constexpr int kEvaluationChunkTokens = 512;
+  if (task.evaluation_chunk_tokens == 0) {
+    task.evaluation_chunk_tokens = std::min(kEvaluationChunkTokens, config.max_position_embeddings);
+  }
   if (task.method == QuantMethod::kRtn) return;
   constexpr int64_t kLargeParameters = 1'000'000'000;
   const bool large = NumParameters(config) >= kLargeParameters;

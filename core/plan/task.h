@@ -52,7 +52,7 @@ struct Task {
   Preset preset = Preset::kStandard;
   std::string calibration_path;  // below a data root; empty: sampled from the model
   std::string evaluation_path;   // optional text to evaluate on, below a data root
-  int evaluation_chunk_tokens = 512;
+  int evaluation_chunk_tokens = 0;  // 0: 512, or the model's context where that is less
   int evaluation_max_chunk_count = 40;
   BlockApSettings block_ap;
   E2eQpSettings e2e_qp;

@@ -36,7 +36,7 @@ struct QuantizeOptions {
   std::string calibration;
   std::string eval_text;
   int eval_chunks = 40;
-  int eval_chunk_tokens = 512;
+  int eval_chunk_tokens = 0;
   int64_t seed = 0;
   std::string loss;
   std::optional<int> block_ap_samples;
@@ -202,8 +202,9 @@ void AddQuantize(CLI::App& app, Command& command) {
   sub->add_option("--eval-chunks", options->eval_chunks)
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
-  sub->add_option("--eval-chunk-tokens", options->eval_chunk_tokens)
-      ->check(CLI::Range(8, 32768))
+  sub->add_option("--eval-chunk-tokens", options->eval_chunk_tokens,
+                  "0: 512, or the model's context where that is less")
+      ->check(CLI::Range(0, 32768))
       ->capture_default_str();
   sub->add_option("--seed", options->seed)->capture_default_str();
   sub->add_option("--loss", options->loss, "of E2E-QP")

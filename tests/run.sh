@@ -22,6 +22,10 @@ run_tests() { ctest --test-dir "$1" --output-on-failure --no-tests=error -j 2 "$
 
 step 'install'
 deploy/install.sh --tests
+if [ -n "$slow" ]; then
+  QUERN_SMOLLM2_GGUF=$(deploy/fetch_model.sh)
+  export QUERN_SMOLLM2_GGUF
+fi
 
 step 'format'
 git ls-files -- '*.h' '*.cc' | xargs clang-format-14 --dry-run -Werror

@@ -6,10 +6,10 @@
 
 namespace quern {
 
-// Fills what `task` leaves open in evaluation, block_ap and e2e_qp with the preset's numbers for its bits and
-// the size of `config`'s model, sequence lengths capped by the model's context. Learning rates
-// follow the number of steps, also when that was overridden. Settings that the method does not use
-// stay open. `task.format` must be valid.
+// Fills what `task` leaves open in evaluation, block_ap and e2e_qp with the preset's numbers for
+// its bits and the size of `config`'s model, sequence lengths capped by the model's context.
+// Learning rates follow the number of steps, also when that was overridden. Settings that the
+// method does not use stay open. `task.format` must be valid.
 void ApplyPreset(const ModelConfig& config, Task& task);
 
 }  // namespace quern

@@ -50,8 +50,8 @@ struct Task {
   QuantFormat format;
   QuantMethod method = QuantMethod::kBlockApE2eQp;
   Preset preset = Preset::kStandard;
-  std::string calibration_path;  // below a data root; empty: sampled from the model
-  std::string evaluation_path;   // optional text to evaluate on, below a data root
+  std::string calibration_path;     // below a data root; empty: sampled from the model
+  std::string evaluation_path;      // optional text to evaluate on, below a data root
   int evaluation_chunk_tokens = 0;  // 0: 512, or the model's context where that is less
   int evaluation_max_chunk_count = 40;
   BlockApSettings block_ap;

@@ -1,5 +1,6 @@
 #include "services/jobs/jobs_server.h"
 
+#include "core/base/error_reason.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "services/jobs/job_messages.h"
@@ -13,7 +14,7 @@ constexpr int kExecutorThreads = 4;
 std::string PoisonedError() {
   quantization::v1::JobError error;
   error.set_code(grpc::StatusCode::INTERNAL);
-  error.set_reason("POISONED");
+  error.set_reason(std::string(reason::kPoisoned));
   error.set_message(
       "every worker that took the job vanished before it made progress; see the job's log and the "
       "workers' logs");

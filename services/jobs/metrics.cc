@@ -3,7 +3,8 @@
 #include <quern/quantization/v1/quantization_service.pb.h>
 
 #include <algorithm>
-#include <array>
+
+#include "core/base/error_reason.h"
 
 namespace quern {
 namespace {
@@ -20,15 +21,12 @@ const prometheus::Histogram::BucketBoundaries kStoreBuckets = {
     .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10};
 
 // Reasons come from workers: what is not known here shares one label.
-constexpr std::array<absl::string_view, 10> kReasons = {
-    "CANCELLED", "POISONED",  "DIVERGED",           "QUANTIZER_CRASHED",  "INVALID_TASK",
-    "INTERNAL",  "NO_MEMORY", "INVALID_CHECKPOINT", "RESOURCE_EXHAUSTED", "DISK_FULL"};
-
 std::string ReasonLabel(const JobRecord& job) {
   if (job.state != JobState::kFailed) return "";
   quantization::v1::JobError error;
   if (!error.ParseFromString(job.error)) return "OTHER";
-  const bool known = std::find(kReasons.begin(), kReasons.end(), error.reason()) != kReasons.end();
+  const bool known = std::binary_search(kErrorReasons.begin(), kErrorReasons.end(),
+                                        absl::string_view(error.reason()));
   return known ? error.reason() : "OTHER";
 }
 

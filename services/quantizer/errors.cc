@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "core/base/error_reason.h"
+
 namespace quern {
 namespace {
 
@@ -30,14 +32,14 @@ absl::Status WithReason(absl::Status status, absl::string_view reason) {
 }
 
 std::string ReasonOf(const absl::Status& status) {
-  if (absl::IsCancelled(status)) return "CANCELLED";
-  if (IsDiskFull(status)) return "OUT_OF_DISK";
-  if (absl::IsAborted(status)) return "DIVERGED";
+  if (absl::IsCancelled(status)) return std::string(reason::kCancelled);
+  if (IsDiskFull(status)) return std::string(reason::kOutOfDisk);
+  if (absl::IsAborted(status)) return std::string(reason::kDiverged);
   if (const auto reason = status.GetPayload(kReasonUrl); reason.has_value()) {
     return std::string(*reason);
   }
-  if (absl::IsResourceExhausted(status)) return "OUT_OF_MEMORY";
-  return "INTERNAL";
+  if (absl::IsResourceExhausted(status)) return std::string(reason::kOutOfMemory);
+  return std::string(reason::kInternal);
 }
 
 }  // namespace quern

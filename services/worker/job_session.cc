@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/error_reason.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "services/common/status.h"
@@ -220,7 +221,7 @@ JobSession::End JobSession::Publish(const QuantizerResult& result) {
     if (!IsTransient(status)) {
       JobError error;
       error.set_code(static_cast<int>(absl::StatusCode::kInternal));
-      error.set_reason("PUBLISH_FAILED");
+      error.set_reason(std::string(reason::kPublishFailed));
       error.set_message(
           CleanText(absl::StrCat("the artifact was refused: ", status.ToString()), 4096));
       return CompleteWithError(error);

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/error_reason.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/mutex.h"
@@ -27,10 +28,10 @@ using quantization::v1::Progress;
 // How long a SIGKILL that is due may wait for the reading thread.
 constexpr absl::Duration kReadSlice = absl::Milliseconds(100);
 
-JobError MakeError(absl::StatusCode code, const std::string& reason, std::string message) {
+JobError MakeError(absl::StatusCode code, absl::string_view reason, std::string message) {
   JobError error;
   error.set_code(static_cast<int>(code));
-  error.set_reason(reason);
+  error.set_reason(std::string(reason));
   error.set_message(std::move(message));
   return error;
 }
@@ -75,7 +76,8 @@ class ProcessRun final : public QuantizerRun {
   QuantizerOutcome Run() {
     const absl::Status written = WriteTask();
     if (!written.ok()) {
-      return {std::nullopt, MakeError(written.code(), "INTERNAL", std::string(written.message()))};
+      return {std::nullopt,
+              MakeError(written.code(), reason::kInternal, std::string(written.message()))};
     }
     int crashes = 0;
     while (true) {
@@ -86,10 +88,11 @@ class ProcessRun final : public QuantizerRun {
         if (exit.ok() && exit->success() && words.result.has_value()) {
           return {std::move(words.result), {}};
         }
-        return {std::nullopt, MakeError(absl::StatusCode::kCancelled, "CANCELLED", "stopped")};
+        return {std::nullopt,
+                MakeError(absl::StatusCode::kCancelled, reason::kCancelled, "stopped")};
       }
       if (!exit.ok()) {
-        return {std::nullopt, MakeError(absl::StatusCode::kInternal, "QUANTIZER_NOT_STARTED",
+        return {std::nullopt, MakeError(absl::StatusCode::kInternal, reason::kQuantizerNotStarted,
                                         std::string(exit.status().message()))};
       }
       if (exit->success() && words.result.has_value()) return {std::move(words.result), {}};
@@ -102,7 +105,7 @@ class ProcessRun final : public QuantizerRun {
       LOG(WARNING) << "quantizer crashed job=" << job_.id << " end=" << exit->ToString()
                    << " crashes_without_progress=" << crashes;
       if (crashes > options_.max_restarts) {
-        return {std::nullopt, MakeError(absl::StatusCode::kInternal, "QUANTIZER_CRASHED",
+        return {std::nullopt, MakeError(absl::StatusCode::kInternal, reason::kQuantizerCrashed,
                                         absl::StrCat("the quantizer ended ", crashes,
                                                      " times without progress, the last time with ",
                                                      exit->ToString(), "; see the worker's log"))};

@@ -17,7 +17,6 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-
 Json Llama() {
   return Json{{"architectures", {"LlamaForCausalLM"}},
               {"model_type", "llama"},

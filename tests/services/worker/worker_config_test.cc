@@ -37,9 +37,8 @@ TEST(WorkerConfigTest, EachFlagIsChecked) {
 }
 
 TEST(CapabilitiesTest, TellTheProcessorAndItsMemory) {
-  EXPECT_EQ(
-      ProcessorName("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: other\n"),
-      "AMD EPYC 7B13");
+  EXPECT_EQ(ProcessorName("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: other\n"),
+            "AMD EPYC 7B13");
   EXPECT_EQ(ProcessorName("Processor: ARMv8\n"), "");
   const auto capabilities = ReadCpuCapabilities();
   EXPECT_EQ(capabilities.device(), worker::v1::WorkerCapabilities::CPU);

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # Installs what Quern needs on Debian 12: packages (deploy/packages.txt) and LibTorch.
-#   deploy/install.sh [--tests]     --tests adds what only the tests need
+#   deploy/install.sh [--tests|--cuda|--no-libtorch]
+#     --tests         adds what only the tests need
+#     --cuda          adds LibTorch's CUDA half and its libraries, for GPU workers (5 GB)
+#     --no-libtorch   leaves LibTorch out: enough for all but quern-quantizer
 # Needs root or sudo only when a package is missing. A second run does nothing, within a second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-groups='build'
+groups='build' libtorch=cpu
 case "${1:-}" in
   '') ;;
   --tests) groups='build|test' ;;
-  *) sed -n '2,4p' "$0" >&2; exit 2 ;;
+  --cuda) libtorch=cuda ;;
+  --no-libtorch) libtorch= ;;
+  *) sed -n '2,7p' "$0" >&2; exit 2 ;;
 esac
 
 say() { printf '\033[2m%s\033[0m\n' "$*" >&2; }
@@ -37,24 +42,23 @@ install_packages() {
     $missing >/dev/null
 }
 
-# LibTorch is inside PyPI's torch wheel; its CPU half also loads two small CUDA libraries.
-# name==version sha256 files-to-unpack...
-wheels=(
-  'torch==2.11.0 7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a torch/include/* torch/lib/libtorch_cpu.so torch/lib/libc10.so torch/lib/libgomp.so.1'
-  'nvidia-cuda-cupti==13.0.85 4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8 nvidia/cu13/lib/*'
-  'nvidia-cuda-runtime==13.0.96 7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548 nvidia/cu13/lib/*'
-)
-
+# LibTorch is inside PyPI's torch wheel (deploy/wheels.txt).
 install_libtorch() {
-  local target=.cache/libtorch stamp
-  stamp=$(printf '%s\n' "${wheels[@]}" | sha256sum | cut -d' ' -f1)
+  local target=.cache/libtorch wheels stamp
+  wheels=$(sed -nE "s/^$libtorch +//p" deploy/wheels.txt)
+  stamp=$(sha256sum <<<"$wheels" | cut -d' ' -f1)
   [ "$(cat "$target/stamp" 2>/dev/null)" != "$stamp" ] || return 0
-  say 'fetching LibTorch 2.11.0 (530 MB)'
+  # The CUDA half holds the CPU half: a later call without --cuda leaves it.
+  [ "$libtorch" = cuda ] || [ ! -e "$target/torch/lib/libtorch_cuda.so" ] || return 0
+  if [ "$libtorch" = cuda ]; then
+    say 'fetching LibTorch 2.11.0 with CUDA (3 GB)'
+  else
+    say 'fetching LibTorch 2.11.0 (530 MB)'
+  fi
   rm -rf "$target" "$target.new"
   mkdir -p "$target.new"
-  local wheel spec sum files file
-  for wheel in "${wheels[@]}"; do
-    read -r spec sum files <<<"$wheel"
+  local spec sum files file
+  while read -r spec sum files; do
     deploy/fetch_wheel.sh "$spec" "$sum" "$target.new"
     file=$(ls "$target.new"/*.whl)
     set -f
@@ -62,7 +66,7 @@ install_libtorch() {
     unzip -q -o "$file" $files -d "$target.new"
     set +f
     rm "$file"
-  done
+  done <<<"$wheels"
   echo "$stamp" >"$target.new/stamp"
   mv "$target.new" "$target"
 }
@@ -79,5 +83,5 @@ install_python() {
 }
 
 install_packages
-install_libtorch
+[ -z "$libtorch" ] || install_libtorch
 [ "$groups" = build ] || install_python

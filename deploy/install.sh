@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what Quern needs on Debian 12: packages (deploy/packages.txt) and LibTorch.
-#   deploy/install.sh [--tests|--cuda|--no-libtorch]
+#   deploy/install.sh [--tests|--containers|--cuda|--no-libtorch]
 #     --tests         adds what only the tests need
+#     --containers    adds what tests/deploy/run.sh needs
 #     --cuda          adds LibTorch's CUDA half and its libraries, for GPU workers (5 GB)
 #     --no-libtorch   leaves LibTorch out: enough for all but quern-quantizer
 # Needs root or sudo only when a package is missing. A second run does nothing, within a second.
@@ -12,9 +13,10 @@ groups='build' libtorch=cpu
 case "${1:-}" in
   '') ;;
   --tests) groups='build|test' ;;
+  --containers) groups='build|container' ;;
   --cuda) libtorch=cuda ;;
   --no-libtorch) libtorch= ;;
-  *) sed -n '2,7p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
 esac
 
 say() { printf '\033[2m%s\033[0m\n' "$*" >&2; }
@@ -71,17 +73,22 @@ install_libtorch() {
   mv "$target.new" "$target"
 }
 
-# What the README's Python example imports.
+# A virtual environment of Python packages: install_python NAME REQUIREMENT...
 install_python() {
-  local target=.cache/python packages='grpcio==1.66.2 grpcio-tools==1.66.2'
-  [ "$(cat "$target/stamp" 2>/dev/null)" != "$packages" ] || return 0
+  local target=.cache/$1
+  shift
+  [ "$(cat "$target/stamp" 2>/dev/null)" != "$*" ] || return 0
   rm -rf "$target"
   python3 -m venv "$target"
-  # shellcheck disable=SC2086
-  "$target/bin/pip" install -q --disable-pip-version-check $packages
-  echo "$packages" >"$target/stamp"
+  "$target/bin/pip" install -q --disable-pip-version-check "$@"
+  echo "$*" >"$target/stamp"
 }
 
 install_packages
 [ -z "$libtorch" ] || install_libtorch
-[ "$groups" = build ] || install_python
+case "$groups" in
+  # What the README's Python example imports.
+  *test) install_python python grpcio==1.66.2 grpcio-tools==1.66.2 ;;
+  # Debian's podman-compose knows no profiles.
+  *container) install_python compose podman-compose==1.5.0 ;;
+esac

@@ -87,6 +87,73 @@ quern() {
 }
 field() { python3 -c 'import json,sys; print(eval("d" + sys.argv[1], {"d": json.load(sys.stdin)}))' "$1"; }
 
-step 'a job, undisturbed, then the same with the worker killed in the middle'
-task=("$(basename "$model")" --bits 4 --method block_ap --block-ap-samples 2 --seed 7)
-run_job() { quern --json quantize "${task[@]}" --calibration calibration.txt "$@" | tail -1; }
+# A job on the real model, small enough for minutes. The container's clock, locale and threads are
+# its own, so equal artifacts say that none of them matters.
+cat README.md docs/*.md >"$work/data/calibration.txt"
+submit() {
+  quern --json quantize "$(basename "$model")" --bits 4 --method BLOCK_AP --preset quick \
+    --block-ap-samples 2 --calibration calibration.txt --seed 7 --detach | field '["name"]'
+}
+job_field() { quern --json jobs get "$1" | field "$2"; }
+blocks_done() {
+  local done
+  done=$(job_field "$1" '.get("progress", {}).get("stage", "") == "BLOCK_AP" and int(d["progress"]["completedCount"])')
+  [ "$done" != False ] && [ "$done" -ge "$2" ]
+}
+ended() { case "$(job_field "$1" '["state"]')" in SUCCEEDED | FAILED | CANCELLED) ;; *) false ;; esac; }
+artifact_of() {
+  await 900 "the end of $1" ended "$1"
+  [ "$(job_field "$1" '["state"]')" = SUCCEEDED ] || fail "$1: $(quern --json jobs get "$1")"
+  job_field "$1" '["artifact"]'
+}
+
+step 'a job that nothing disturbs'
+artifact=$(artifact_of "$(submit)")
+
+step 'the same job, its worker killed in the middle'
+job=$(submit)
+await 300 "some blocks of $job" blocks_done "$job" 5
+podman kill -s KILL "$(container worker)" >/dev/null
+podman start "$(container worker)" >/dev/null
+disturbed=$(artifact_of "$job")
+[ "$disturbed" = "$artifact" ] || fail "killed in the middle, the job gave $disturbed, not $artifact"
+
+step 'streams, and the inference service killed in the middle of one'
+quern models load demo "$artifact"
+answer() { quern complete demo 'The capital of France is' --max-tokens 40; }
+before=$(answer)
+code=0
+quern complete demo 'Once upon a time' --max-tokens 4000 >"$work/stream" 2>"$work/stream.err" &
+stream=$!
+await 60 'the first text of the stream' test -s "$work/stream"
+podman kill -s KILL "$(container inference)" >/dev/null
+wait "$stream" || code=$?
+[ "$code" != 0 ] && grep -q UNAVAILABLE "$work/stream.err" ||
+  fail "the broken stream ended with $code and said: $(cat "$work/stream.err")"
+podman start "$(container inference)" >/dev/null
+await 60 'inference healthy again' healthy inference
+active() { quern --json models list | grep -q '"state":"ACTIVE"'; }
+await 60 'the model loaded again by itself' active
+after=$(answer)
+[ "$after" = "$before" ] || fail "after the restart: '$after', before: '$before'"
+
+step 'what Prometheus saw'
+query() { # expression -> number of series for which it holds
+  python3 - "$QUERN_PROMETHEUS_PORT" "$1" <<'PYTHON'
+import json, sys, urllib.parse, urllib.request
+url = f'http://127.0.0.1:{sys.argv[1]}/api/v1/query?' + urllib.parse.urlencode({'query': sys.argv[2]})
+print(len(json.load(urllib.request.urlopen(url, timeout=10))['data']['result']))
+PYTHON
+}
+all_up() { [ "$(query 'up == 1')" = 3 ]; }
+await 60 'three targets up' all_up
+succeeded() { [ "$(query 'quern_jobs{state="SUCCEEDED"} == 2')" = 1 ]; }
+await 60 'two jobs succeeded' succeeded
+
+step 'a stop is no kill'
+podman stop -t 60 "$(container worker)" "$(container inference)" "$(container jobs)" >/dev/null
+for service in worker inference jobs; do
+  code=$(podman inspect --format '{{.State.ExitCode}}' "$(container "$service")")
+  [ "$code" = 0 ] || fail "$service ended with $code after SIGTERM"
+done
+step 'done'

@@ -147,6 +147,8 @@ class JobStore {
   virtual absl::Status DeleteArtifact(const std::string& id) = 0;
 
   virtual absl::StatusOr<std::map<JobState, int64_t>> CountByState() = 0;
+  // When the queued job that Lease gives next was created; nothing when none waits.
+  virtual absl::StatusOr<std::optional<absl::Time>> OldestQueued() = 0;
 };
 
 }  // namespace quern

@@ -39,13 +39,15 @@ absl::Status EnsureDirectory(const std::string& path, const std::string& parent)
 class LocalBlobWriter final : public BlobWriter {
  public:
   LocalBlobWriter(FileDescriptor file, std::string temporary, std::string directory,
-                  std::string path, Digest digest, int64_t size_bytes)
+                  std::string path, Digest digest, int64_t size_bytes,
+                  std::shared_ptr<LocalArtifactStore::Tally> tally)
       : file_(std::move(file)),
         temporary_(std::move(temporary)),
         directory_(std::move(directory)),
         path_(std::move(path)),
         digest_(std::move(digest)),
-        size_bytes_(size_bytes) {}
+        size_bytes_(size_bytes),
+        tally_(std::move(tally)) {}
 
   ~LocalBlobWriter() override {
     // What stays after a failure here is removed at the next start.
@@ -89,20 +91,32 @@ class LocalBlobWriter final : public BlobWriter {
       // Never tried again: the kernel may have dropped the pages and would report success.
       return absl::ErrnoToStatus(errno, absl::StrCat("fsync of ", temporary_));
     }
-    if (rename(temporary_.c_str(), path_.c_str()) != 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("renaming to ", path_));
-    }
+    RETURN_IF_ERROR(Rename());
     committed_ = true;
     return SyncDirectory(directory_);
   }
 
  private:
+  absl::Status Rename() {
+    MutexLock lock(&tally_->mutex);
+    const bool is_new = access(path_.c_str(), F_OK) != 0;
+    if (rename(temporary_.c_str(), path_.c_str()) != 0) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("renaming to ", path_));
+    }
+    if (is_new) {
+      tally_->usage.bytes += size_bytes_;
+      ++tally_->usage.blobs;
+    }
+    return absl::OkStatus();
+  }
+
   const FileDescriptor file_;
   const std::string temporary_;
   const std::string directory_;
   const std::string path_;
   const Digest digest_;
   const int64_t size_bytes_;
+  const std::shared_ptr<LocalArtifactStore::Tally> tally_;
   int64_t written_bytes_ = 0;
   Sha256 hash_;
   bool committed_ = false;
@@ -140,6 +154,14 @@ absl::StatusOr<std::unique_ptr<LocalArtifactStore>> LocalArtifactStore::Open(
       }
     }
   }
+  ASSIGN_OR_RETURN(const std::vector<Digest> blobs, store->ListBlobs());
+  MutexLock lock(&store->tally_->mutex);
+  for (const Digest& digest : blobs) {
+    struct stat info;
+    if (stat(store->PathOf(digest).c_str(), &info) != 0) continue;
+    store->tally_->usage.bytes += info.st_size;
+    ++store->tally_->usage.blobs;
+  }
   return store;
 }
 
@@ -166,7 +188,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalArtifactStore::StartBlob(const 
       open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (file.get() < 0) return absl::ErrnoToStatus(errno, absl::StrCat("making ", temporary));
   return std::make_unique<LocalBlobWriter>(std::move(file), std::move(temporary), directory,
-                                           PathOf(digest), digest, size_bytes);
+                                           PathOf(digest), digest, size_bytes, tally_);
 }
 
 bool LocalArtifactStore::HasBlob(const Digest& digest) const { return BlobPath(digest).ok(); }
@@ -181,9 +203,15 @@ absl::StatusOr<std::string> LocalArtifactStore::BlobPath(const Digest& digest) c
 }
 
 absl::Status LocalArtifactStore::DeleteBlob(const Digest& digest) {
-  if (unlink(PathOf(digest).c_str()) != 0 && errno != ENOENT) {
+  const std::string path = PathOf(digest);
+  MutexLock lock(&tally_->mutex);
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0 && errno == ENOENT) return absl::OkStatus();
+  if (unlink(path.c_str()) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("removing blob ", digest.hex()));
   }
+  tally_->usage.bytes -= info.st_size;
+  --tally_->usage.blobs;
   return absl::OkStatus();
 }
 
@@ -204,16 +232,8 @@ absl::StatusOr<std::vector<Digest>> LocalArtifactStore::ListBlobs() const {
 }
 
 absl::StatusOr<ArtifactStore::Usage> LocalArtifactStore::GetUsage() const {
-  ASSIGN_OR_RETURN(const std::vector<Digest> blobs, ListBlobs());
-  Usage usage;
-  for (const Digest& digest : blobs) {
-    struct stat info;
-    // Removed since it was listed.
-    if (stat(PathOf(digest).c_str(), &info) != 0) continue;
-    usage.bytes += info.st_size;
-    ++usage.blobs;
-  }
-  return usage;
+  MutexLock lock(&tally_->mutex);
+  return tally_->usage;
 }
 
 }  // namespace quern

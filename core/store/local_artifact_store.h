@@ -1,9 +1,12 @@
 #ifndef QUERN_CORE_STORE_LOCAL_ARTIFACT_STORE_H_
 #define QUERN_CORE_STORE_LOCAL_ARTIFACT_STORE_H_
 
+#include <absl/base/thread_annotations.h>
+
 #include <memory>
 #include <string>
 
+#include "core/base/mutex.h"
 #include "core/store/artifact_store.h"
 
 namespace quern {
@@ -29,7 +32,14 @@ class LocalArtifactStore final : public ArtifactStore {
   absl::StatusOr<std::string> BlobPath(const Digest& digest) const override;
   absl::Status DeleteBlob(const Digest& digest) override;
   absl::StatusOr<std::vector<Digest>> ListBlobs() const override;
+  // Counted as blobs come and go, so asking costs nothing.
   absl::StatusOr<Usage> GetUsage() const override;
+
+  // What lies in the store; held by the store and by its writers.
+  struct Tally {
+    Mutex mutex;  // held while a name comes or goes
+    Usage usage ABSL_GUARDED_BY(mutex);
+  };
 
  private:
   explicit LocalArtifactStore(const LocalArtifactStoreOptions& options);
@@ -38,6 +48,7 @@ class LocalArtifactStore final : public ArtifactStore {
 
   const LocalArtifactStoreOptions options_;
   const std::string root_;  // <directory>/blobs/sha256
+  const std::shared_ptr<Tally> tally_ = std::make_shared<Tally>();
 };
 
 }  // namespace quern

@@ -459,4 +459,13 @@ absl::StatusOr<std::map<JobState, int64_t>> SqliteJobStore::CountByState() {
   }
 }
 
+absl::StatusOr<std::optional<absl::Time>> SqliteJobStore::OldestQueued() {
+  MutexLock lock(&mutex_);
+  SqliteStatement statement =
+      database_->Prepare("SELECT create_time FROM jobs WHERE state=1 ORDER BY number LIMIT 1");
+  ASSIGN_OR_RETURN(const bool found, statement.Step());
+  if (!found) return std::nullopt;
+  return statement.GetTime(0);
+}
+
 }  // namespace quern

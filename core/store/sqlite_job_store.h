@@ -67,6 +67,7 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<ArtifactPage> ListArtifacts(int page_size, const std::string& page_token) override;
   absl::Status DeleteArtifact(const std::string& id) override;
   absl::StatusOr<std::map<JobState, int64_t>> CountByState() override;
+  absl::StatusOr<std::optional<absl::Time>> OldestQueued() override;
 
  private:
   // A row with what callers do not see.

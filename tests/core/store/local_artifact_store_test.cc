@@ -74,6 +74,22 @@ TEST_F(LocalArtifactStoreTest, PiecesAndEmptyBlobsAndRepeatsWork) {
   EXPECT_EQ(store_->ListBlobs().value().size(), 2);
 }
 
+TEST_F(LocalArtifactStoreTest, UsageFollowsBlobsAndRestarts) {
+  const auto usage = [&] { return store_->GetUsage().value(); };
+  EXPECT_OK(Put("hello"));
+  EXPECT_OK(Put("world!"));
+  EXPECT_FALSE(Put(DigestOf("a"), "a", "b").ok());
+  EXPECT_EQ(usage().blobs, 2);
+  EXPECT_EQ(usage().bytes, 11);
+  EXPECT_OK(store_->DeleteBlob(DigestOf("hello")));
+  EXPECT_OK(store_->DeleteBlob(DigestOf("hello")));
+  EXPECT_EQ(usage().blobs, 1);
+  EXPECT_EQ(usage().bytes, 6);
+  Open();
+  EXPECT_EQ(usage().blobs, 1);
+  EXPECT_EQ(usage().bytes, 6);
+}
+
 TEST_F(LocalArtifactStoreTest, WrongBytesLeaveNothing) {
   const Digest digest = DigestOf("hello");
   EXPECT_THAT(Put(digest, "hello", "hellO"),

@@ -181,6 +181,17 @@ TEST_F(JobStoreTest, CountsByState) {
                                   testing::Pair(JobState::kRunning, 1)));
 }
 
+TEST_F(JobStoreTest, KnowsTheOldestThatWaits) {
+  EXPECT_EQ(store_->OldestQueued().value(), std::nullopt);
+  const absl::Time first = clock_.Now();
+  Create();
+  clock_.Advance(absl::Minutes(1));
+  Create();
+  EXPECT_EQ(store_->OldestQueued().value(), first);
+  Lease();
+  EXPECT_EQ(store_->OldestQueued().value(), first + absl::Minutes(1));
+}
+
 TEST_F(JobStoreTest, ASecondStoreOnTheDirectoryIsRefused) {
   EXPECT_THAT(SqliteJobStore::Open({.data_directory = directory_.path()}, clock_),
               StatusIs(StatusCode::kFailedPrecondition,

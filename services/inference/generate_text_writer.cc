@@ -1,5 +1,6 @@
 #include "services/inference/generate_text_writer.h"
 
+#include <chrono>
 #include <utility>
 
 #include "services/common/status.h"
@@ -26,6 +27,7 @@ void GenerateTextWriter::Deliver(absl::Span<const int32_t> ids, absl::string_vie
   MutexLock lock(&mutex_);
   if (broken_) return;
   Add(ids, text, &pending_);
+  if (writing_ && !pending_since_.has_value()) pending_since_ = std::chrono::steady_clock::now();
   Advance();
 }
 
@@ -39,6 +41,10 @@ void GenerateTextWriter::Close(const absl::Status& status, const GenerateTextRes
 void GenerateTextWriter::OnWriteDone(bool ok) {
   MutexLock lock(&mutex_);
   writing_ = false;
+  if (pending_since_.has_value()) {
+    metrics().StreamBlocked(absl::FromChrono(std::chrono::steady_clock::now() - *pending_since_));
+    pending_since_.reset();
+  }
   if (!ok) {
     broken_ = true;
     pending_.Clear();

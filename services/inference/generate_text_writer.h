@@ -44,6 +44,7 @@ class GenerateTextWriter final
   Mutex mutex_;
   // Pieces that wait; after Close also the closing fields.
   inference::v1::GenerateTextResponse pending_ ABSL_GUARDED_BY(mutex_);
+  std::optional<SteadyTime> pending_since_ ABSL_GUARDED_BY(mutex_);  // while a write is in flight
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;

@@ -82,7 +82,10 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
   if (const int more = result->output_tokens - generated_tokens_; more > 0) {
     metrics.generated_tokens_total->Increment(more);
   }
+  const absl::Duration first = result->time_to_first_token;
   metrics.request_queue_seconds->Observe(absl::ToDoubleSeconds(result->queue_duration));
+  metrics.request_prefill_seconds->Observe(absl::ToDoubleSeconds(first - result->queue_duration));
+  metrics.request_decode_seconds->Observe(absl::ToDoubleSeconds(result->total_duration - first));
   CountEnd(OutcomeOf(result->finish_reason));
 
   GenerateTextResponse closing;

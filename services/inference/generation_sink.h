@@ -50,9 +50,10 @@ class GenerationSink : public TokenSink {
   // The client is gone; the engine frees the sequence within a step. From any thread.
   void MarkCancelled() { cancelled_ = true; }
 
- private:
   using SteadyTime = std::chrono::steady_clock::time_point;
+  InferenceMetrics& metrics() { return metrics_; }
 
+ private:
   void CountEnd(Outcome outcome);
   void CountFirstToken(SteadyTime now);
 

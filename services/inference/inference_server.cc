@@ -26,7 +26,10 @@ absl::StatusOr<std::unique_ptr<InferenceServer>> InferenceServer::Start(
 }
 
 InferenceServer::InferenceServer(const InferenceConfig& config)
-    : config_(config), metrics_(prometheus_registry_), gauges_(prometheus_registry_) {}
+    : config_(config),
+      metrics_(prometheus_registry_),
+      gauges_(prometheus_registry_),
+      process_metrics_(prometheus_registry_, "cache", config.cache_directory) {}
 
 InferenceServer::~InferenceServer() {
   if (server_ != nullptr && !draining_) Shutdown();
@@ -63,7 +66,10 @@ absl::Status InferenceServer::Open(Clock& clock) {
     if (draining_) return absl::UnavailableError("shutting down");
     return CheckHealth();
   };
-  endpoint_options.before_scrape = [this] { gauges_.Update(engine_->Stats()); };
+  endpoint_options.before_scrape = [this] {
+    gauges_.Update(engine_->Stats());
+    process_metrics_.Update();
+  };
   ASSIGN_OR_RETURN(endpoint_, MetricsEndpoint::Start(endpoint_options, prometheus_registry_));
   server_->SetServing(true);
   return absl::OkStatus();

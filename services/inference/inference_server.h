@@ -12,6 +12,7 @@
 #include "core/base/clock.h"
 #include "core/engine/engine.h"
 #include "services/common/metrics_endpoint.h"
+#include "services/common/process_metrics.h"
 #include "services/common/server.h"
 #include "services/inference/artifact_cache.h"
 #include "services/inference/config.h"
@@ -47,6 +48,7 @@ class InferenceServer {
   prometheus::Registry prometheus_registry_;
   InferenceMetrics metrics_;
   EngineGauges gauges_;
+  ProcessMetrics process_metrics_;
   std::unique_ptr<ArtifactCache> cache_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ModelRegistry> registry_;

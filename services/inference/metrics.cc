@@ -117,6 +117,10 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
                                      "Between consecutive tokens of a request.")),
       queue_family_(Histograms(registry, "quern_request_queue_seconds",
                                "From the engine's queue to the first step with the request.")),
+      prefill_family_(Histograms(registry, "quern_request_prefill_seconds",
+                                 "From the first step with the request to its first token.")),
+      decode_family_(Histograms(registry, "quern_request_decode_seconds",
+                                "From the request's first token to its last.")),
       request_family_(Histograms(registry, "quern_request_seconds",
                                  "From the request's arrival to its end, however it ended.")),
       info_family_(Gauges(registry, "quern_model_info",
@@ -137,13 +141,18 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
            .Add({}, PowersOfTwo(16384));
   batch_sequences_ = &Histograms(registry, "quern_batch_sequences", "Sequences in one step.")
                           .Add({}, PowersOfTwo(1024));
+  stream_blocked_seconds_ =
+      &Histograms(
+           registry, "quern_stream_blocked_seconds",
+           "How long text waited until the client's connection had taken the message before.")
+           .Add({}, InterTokenBuckets());
+  load_failures_total_ =
+      &Counters(registry, "quern_model_load_failures_total", "Models that could not be loaded.")
+           .Add({});
 }
 
-const ModelMetrics& InferenceMetrics::ForModel(const std::string& model) {
-  MutexLock lock(&mutex_);
-  auto [it, is_new] = models_.try_emplace(model);
-  ModelMetrics& metrics = it->second;
-  if (!is_new) return metrics;
+std::shared_ptr<const ModelMetrics> InferenceMetrics::MakeSeries(const std::string& model) {
+  ModelMetrics metrics;
   for (int i = 0; i < kNumOutcomes; ++i) {
     metrics.requests_total[i] =
         &requests_family_.Add({{"model", model}, {"outcome", std::string(kOutcomeNames[i])}});
@@ -159,12 +168,48 @@ const ModelMetrics& InferenceMetrics::ForModel(const std::string& model) {
       &time_to_first_token_family_.Add(labels, TimeToFirstTokenBuckets());
   metrics.inter_token_latency_seconds = &inter_token_family_.Add(labels, InterTokenBuckets());
   metrics.request_queue_seconds = &queue_family_.Add(labels, RequestBuckets());
+  metrics.request_prefill_seconds = &prefill_family_.Add(labels, RequestBuckets());
+  metrics.request_decode_seconds = &decode_family_.Add(labels, RequestBuckets());
   metrics.request_seconds = &request_family_.Add(labels, RequestBuckets());
-  return metrics;
+  return std::make_shared<const ModelMetrics>(metrics);
 }
 
-void InferenceMetrics::ModelLoaded(const std::string& model, const LoadedModelFacts& facts) {
+void InferenceMetrics::RemoveSeries(const ModelMetrics& metrics) {
+  for (prometheus::Counter* counter : metrics.requests_total) requests_family_.Remove(counter);
+  for (prometheus::Counter* counter : metrics.discarded_tokens_total) {
+    discarded_tokens_family_.Remove(counter);
+  }
+  prompt_tokens_family_.Remove(metrics.prompt_tokens_total);
+  generated_tokens_family_.Remove(metrics.generated_tokens_total);
+  time_to_first_token_family_.Remove(metrics.time_to_first_token_seconds);
+  inter_token_family_.Remove(metrics.inter_token_latency_seconds);
+  queue_family_.Remove(metrics.request_queue_seconds);
+  prefill_family_.Remove(metrics.request_prefill_seconds);
+  decode_family_.Remove(metrics.request_decode_seconds);
+  request_family_.Remove(metrics.request_seconds);
+}
+
+void InferenceMetrics::ForgetModels() {
+  for (auto it = unloaded_.begin(); it != unloaded_.end() && models_.size() > kModelsWithSeries;) {
+    const auto found = models_.find(*it);
+    // A request that came late may still hold it; nobody gets it anew without this lock.
+    if (found->second.use_count() > 1) {
+      ++it;
+      continue;
+    }
+    RemoveSeries(*found->second);
+    models_.erase(found);
+    it = unloaded_.erase(it);
+  }
+}
+
+std::shared_ptr<const ModelMetrics> InferenceMetrics::ModelLoaded(const std::string& model,
+                                                                  const LoadedModelFacts& facts) {
   MutexLock lock(&mutex_);
+  std::shared_ptr<const ModelMetrics>& series = models_[model];
+  if (series == nullptr) series = MakeSeries(model);
+  std::erase(unloaded_, model);
+  ForgetModels();
   ModelGauges gauges;
   gauges.info = &info_family_.Add({{"model", model},
                                    {"artifact", facts.artifact},
@@ -179,6 +224,7 @@ void InferenceMetrics::ModelLoaded(const std::string& model, const LoadedModelFa
   gauges.weight_bytes->Set(static_cast<double>(facts.weight_bytes));
   gauges.kv_bytes->Set(static_cast<double>(facts.kv_bytes));
   gauges_[model] = gauges;
+  return series;
 }
 
 void InferenceMetrics::ModelUnloaded(const std::string& model) {
@@ -190,6 +236,8 @@ void InferenceMetrics::ModelUnloaded(const std::string& model) {
   bytes_family_.Remove(it->second.weight_bytes);
   bytes_family_.Remove(it->second.kv_bytes);
   gauges_.erase(it);
+  unloaded_.push_back(model);
+  ForgetModels();
 }
 
 void InferenceMetrics::OnStep(absl::Duration duration, int num_tokens, int num_sequences) {
@@ -210,7 +258,11 @@ EngineGauges::EngineGauges(prometheus::Registry& registry)
           Gauges(registry, "quern_kv_usage_ratio", "Share of the KV pages in use.").Add({})),
       last_step_(Gauges(registry, "quern_engine_last_step_timestamp_seconds",
                         "When the engine last finished a step, Unix time; 0 before the first.")
-                     .Add({})) {}
+                     .Add({})),
+      preemptions_total_(Counters(registry, "quern_preemptions_total",
+                                  "Requests that lost their KV pages to others and were computed "
+                                  "again.")
+                             .Add({})) {}
 
 void EngineGauges::Update(const EngineStats& stats) {
   const double used = static_cast<double>(stats.kv_pages_used);
@@ -220,6 +272,7 @@ void EngineGauges::Update(const EngineStats& stats) {
   pages_used_.Set(used);
   pages_free_.Set(total - used);
   usage_ratio_.Set(total > 0 ? used / total : 0);
+  preemptions_total_.Increment(static_cast<double>(stats.preemptions) - preemptions_total_.Value());
   if (stats.last_step_time != absl::InfinitePast()) {
     last_step_.Set(absl::ToDoubleSeconds(stats.last_step_time - absl::UnixEpoch()));
   }

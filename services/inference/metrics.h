@@ -15,7 +15,10 @@
 #include <prometheus/registry.h>
 
 #include <array>
+#include <cstddef>
+#include <deque>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "core/base/mutex.h"
@@ -53,7 +56,7 @@ enum class Discard { kCancelled, kDeadline, kDraining, kError };
 inline constexpr int kNumDiscards = 4;
 Discard DiscardOf(const absl::Status& status);
 
-// The series of one served model, made once when it becomes ACTIVE. Thread-safe.
+// The series of one served model. Thread-safe.
 struct ModelMetrics {
   std::array<prometheus::Counter*, kNumOutcomes> requests_total{};
   prometheus::Counter* prompt_tokens_total = nullptr;
@@ -62,6 +65,8 @@ struct ModelMetrics {
   prometheus::Histogram* time_to_first_token_seconds = nullptr;
   prometheus::Histogram* inter_token_latency_seconds = nullptr;
   prometheus::Histogram* request_queue_seconds = nullptr;
+  prometheus::Histogram* request_prefill_seconds = nullptr;
+  prometheus::Histogram* request_decode_seconds = nullptr;
   prometheus::Histogram* request_seconds = nullptr;
 };
 
@@ -76,18 +81,28 @@ struct LoadedModelFacts {
   absl::Duration load_duration;
 };
 
+// A model has about 170 series. Those of models that left memory stay, so that the last minutes of
+// a model can still be read and a model that comes back goes on counting, until there are more than
+// this many models with series; then the one that left first is forgotten.
+inline constexpr size_t kModelsWithSeries = 3;
+
 // Thread-safe. Also the engine's step observer.
 class InferenceMetrics final : public StepObserver {
  public:
   explicit InferenceMetrics(prometheus::Registry& registry);
 
-  // The series of `model`; the same for a name that was served before, so counters never fall.
-  const ModelMetrics& ForModel(const std::string& model);
-
-  void ModelLoaded(const std::string& model, const LoadedModelFacts& facts);
+  // The model becomes ACTIVE. Its series are those of its name before, unless they were forgotten;
+  // they live as long as who counts holds them.
+  std::shared_ptr<const ModelMetrics> ModelLoaded(const std::string& model,
+                                                  const LoadedModelFacts& facts);
   void ModelUnloaded(const std::string& model);
+  void ModelFailed() { load_failures_total_->Increment(); }
 
   void Reject(Rejection reason) { rejected_total_[static_cast<int>(reason)]->Increment(); }
+  // A piece of text waited this long for the client to take the message before.
+  void StreamBlocked(absl::Duration duration) {
+    stream_blocked_seconds_->Observe(absl::ToDoubleSeconds(duration));
+  }
   void OnStep(absl::Duration duration, int num_tokens, int num_sequences) override;
 
  private:
@@ -98,10 +113,17 @@ class InferenceMetrics final : public StepObserver {
     prometheus::Gauge* kv_bytes;
   };
 
+  std::shared_ptr<const ModelMetrics> MakeSeries(const std::string& model);
+  void RemoveSeries(const ModelMetrics& metrics);
+  // Lets go of models that left memory and that nobody counts for, down to kModelsWithSeries.
+  void ForgetModels() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   std::array<prometheus::Counter*, kNumRejections> rejected_total_{};
   prometheus::Histogram* step_seconds_;
   prometheus::Histogram* step_tokens_;
   prometheus::Histogram* batch_sequences_;
+  prometheus::Histogram* stream_blocked_seconds_;
+  prometheus::Counter* load_failures_total_;
 
   prometheus::Family<prometheus::Counter>& requests_family_;
   prometheus::Family<prometheus::Counter>& prompt_tokens_family_;
@@ -110,18 +132,21 @@ class InferenceMetrics final : public StepObserver {
   prometheus::Family<prometheus::Histogram>& time_to_first_token_family_;
   prometheus::Family<prometheus::Histogram>& inter_token_family_;
   prometheus::Family<prometheus::Histogram>& queue_family_;
+  prometheus::Family<prometheus::Histogram>& prefill_family_;
+  prometheus::Family<prometheus::Histogram>& decode_family_;
   prometheus::Family<prometheus::Histogram>& request_family_;
   prometheus::Family<prometheus::Gauge>& info_family_;
   prometheus::Family<prometheus::Gauge>& load_family_;
   prometheus::Family<prometheus::Gauge>& bytes_family_;
 
   Mutex mutex_;
-  std::map<std::string, ModelMetrics> models_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::shared_ptr<const ModelMetrics>> models_ ABSL_GUARDED_BY(mutex_);
+  std::deque<std::string> unloaded_ ABSL_GUARDED_BY(mutex_);  // of models_, first unloaded first
   std::map<std::string, ModelGauges> gauges_ ABSL_GUARDED_BY(mutex_);
 };
 
-// What the engine says of itself: requests running and waiting, KV pages, the time of the last
-// step. Thread-safe.
+// What the engine says of itself: requests running and waiting, KV pages, preemptions, the time of
+// the last step. One thread at a time.
 class EngineGauges {
  public:
   explicit EngineGauges(prometheus::Registry& registry);
@@ -136,6 +161,7 @@ class EngineGauges {
   prometheus::Gauge& pages_free_;
   prometheus::Gauge& usage_ratio_;
   prometheus::Gauge& last_step_;
+  prometheus::Counter& preemptions_total_;
 };
 
 }  // namespace quern

@@ -285,15 +285,15 @@ void ModelRegistry::RunLoad(const std::string& id, Model model, std::stop_token 
     if (!deleted && !loaded.ok()) {
       entry.model.set_state(Model::FAILED);
       entry.model.set_failure_message(loaded.status().ToString());
+      metrics_.ModelFailed();
       LOG(ERROR) << "model failed model=" << id << " error=" << loaded.status();
     }
     if (!deleted && loaded.ok()) {
       ServedModel& served = loaded->served;
       LoadedModelFacts& facts = loaded->facts;
       served.id = id;
-      served.metrics = &metrics_.ForModel(id);
       facts.load_duration = absl::FromChrono(std::chrono::steady_clock::now() - start);
-      metrics_.ModelLoaded(id, facts);
+      served.metrics = metrics_.ModelLoaded(id, facts);
       entry.model.set_memory_bytes(facts.weight_bytes + facts.kv_bytes);
       entry.model.set_chat_format(std::string(ChatFormatName(served.info.chat_format)));
       entry.model.set_context_tokens(served.info.config.max_position_embeddings);

@@ -17,7 +17,7 @@ struct ServedModel {
   ModelInfo info;
   std::shared_ptr<const Tokenizer> tokenizer;  // null when the model came without one
   std::string system_fingerprint;
-  const ModelMetrics* metrics = nullptr;  // owned by InferenceMetrics, which outlives requests
+  std::shared_ptr<const ModelMetrics> metrics;
 };
 
 }  // namespace quern

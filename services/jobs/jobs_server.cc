@@ -24,7 +24,10 @@ std::string PoisonedError() {
 }  // namespace
 
 JobsServer::JobsServer(const JobsConfig& config)
-    : config_(config), metrics_(registry_), planner_(config.model_root, config.data_root) {}
+    : config_(config),
+      metrics_(registry_),
+      process_metrics_(registry_, "data", config.data_directory),
+      planner_(config.model_root, config.data_root) {}
 
 JobsServer::~JobsServer() {
   if (server_ != nullptr) Shutdown();
@@ -67,7 +70,12 @@ absl::Status JobsServer::Open(Clock& clock) {
     if (board_->stopping()) return absl::UnavailableError("shutting down");
     return jobs_->CountByState().status();
   };
-  metrics_options.before_scrape = [this] {
+  metrics_options.before_scrape = [this, &clock] {
+    process_metrics_.Update();
+    const absl::StatusOr<std::optional<absl::Time>> oldest = jobs_->OldestQueued();
+    if (oldest.ok()) {
+      metrics_.SetOldestQueued(oldest->has_value() ? clock.Now() - **oldest : absl::ZeroDuration());
+    }
     const absl::StatusOr<std::map<JobState, int64_t>> counts = jobs_->CountByState();
     if (counts.ok()) metrics_.SetJobs(*counts);
     const absl::StatusOr<ArtifactStore::Usage> usage = blobs_->GetUsage();

@@ -12,6 +12,7 @@
 #include "core/store/sqlite_job_store.h"
 #include "services/common/executor.h"
 #include "services/common/metrics_endpoint.h"
+#include "services/common/process_metrics.h"
 #include "services/common/server.h"
 #include "services/jobs/artifact_catalog.h"
 #include "services/jobs/artifact_service.h"
@@ -47,6 +48,7 @@ class JobsServer {
   const JobsConfig config_;
   prometheus::Registry registry_;
   JobsMetrics metrics_;
+  ProcessMetrics process_metrics_;
   const TaskPlanner planner_;
   std::unique_ptr<SqliteJobStore> jobs_;
   std::unique_ptr<LocalArtifactStore> blobs_;

@@ -21,13 +21,15 @@ const prometheus::Histogram::BucketBoundaries kStoreBuckets = {
     .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10};
 
 // Reasons come from workers: what is not known here shares one label.
+constexpr char kOtherReason[] = "OTHER";
+
 std::string ReasonLabel(const JobRecord& job) {
   if (job.state != JobState::kFailed) return "";
   quantization::v1::JobError error;
-  if (!error.ParseFromString(job.error)) return "OTHER";
+  if (!error.ParseFromString(job.error)) return kOtherReason;
   const bool known = std::binary_search(kErrorReasons.begin(), kErrorReasons.end(),
                                         absl::string_view(error.reason()));
-  return known ? error.reason() : "OTHER";
+  return known ? error.reason() : kOtherReason;
 }
 
 std::string StateLabel(JobState state) {
@@ -64,6 +66,11 @@ JobsMetrics::JobsMetrics(prometheus::Registry& registry)
                        .Help("Blobs in the artifact store.")
                        .Register(registry)
                        .Add({})),
+      oldest_queued_(prometheus::BuildGauge()
+                         .Name("quern_job_oldest_queued_seconds")
+                         .Help("Since the creation of the oldest queued job; 0 when none waits.")
+                         .Register(registry)
+                         .Add({})),
       job_queue_seconds(prometheus::BuildHistogram()
                             .Name("quern_job_queue_seconds")
                             .Help("From the creation of a job to its first lease.")
@@ -85,6 +92,15 @@ JobsMetrics::JobsMetrics(prometheus::Registry& registry)
                                              "Bytes of blobs that nothing named any more.")) {
   for (int state = 1; state <= 6; ++state) {
     jobs_.Add({{"state", StateLabel(static_cast<JobState>(state))}});
+  }
+  // A series that begins with its first failure would hide that failure from increase().
+  for (const JobState state : {JobState::kSucceeded, JobState::kCancelled}) {
+    finished_.Add({{"state", StateLabel(state)}, {"error_reason", ""}});
+  }
+  const std::string failed = StateLabel(JobState::kFailed);
+  finished_.Add({{"state", failed}, {"error_reason", kOtherReason}});
+  for (const absl::string_view reason : kErrorReasons) {
+    finished_.Add({{"state", failed}, {"error_reason", std::string(reason)}});
   }
 }
 

@@ -32,6 +32,8 @@ class JobsMetrics {
   // Brings the gauges up to date.
   void SetJobs(const std::map<JobState, int64_t>& counts);
   void SetStore(const ArtifactStore::Usage& usage);
+  // Age of the job that waits longest; zero when none waits.
+  void SetOldestQueued(absl::Duration age) { oldest_queued_.Set(absl::ToDoubleSeconds(age)); }
   void ForgetWorkers(absl::Time now) ABSL_LOCKS_EXCLUDED(mutex_);
 
   prometheus::Histogram& StoreOp(const std::string& op, const std::string& backend);
@@ -48,6 +50,7 @@ class JobsMetrics {
   prometheus::Family<prometheus::Gauge>& store_bytes_;
   prometheus::Family<prometheus::Histogram>& store_op_seconds_;
   prometheus::Gauge& store_blobs_;
+  prometheus::Gauge& oldest_queued_;
   Mutex mutex_;
   // By worker and device.
   std::map<std::pair<std::string, std::string>, Worker> workers_ ABSL_GUARDED_BY(mutex_);

@@ -320,7 +320,7 @@ void JobSession::OnLog(const std::string& line) {
 }
 
 void JobSession::OnRestart() {
-  metrics_.job_retries_total.Increment();
+  metrics_.quantizer_restarts_total.Increment();
   OnLog("the quantizer crashed and is started again from its last finished block");
 }
 

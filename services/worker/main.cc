@@ -17,6 +17,7 @@
 #include "core/base/status_macros.h"
 #include "services/common/flags.h"
 #include "services/common/metrics_endpoint.h"
+#include "services/common/process_metrics.h"
 #include "services/common/ready_file.h"
 #include "services/common/rpc_metrics.h"
 #include "services/common/signals.h"
@@ -79,6 +80,7 @@ absl::Status Serve(const WorkerConfig& config) {
   RETURN_IF_ERROR(RemoveReadyFile(config.ready_file));
   prometheus::Registry registry;
   WorkerMetrics metrics(registry, config.name);
+  ProcessMetrics process_metrics(registry, "work", config.work_directory);
   QuantizerProcessOptions process;
   process.program = config.quantizer;
   process.model_root = config.model_root;
@@ -97,6 +99,7 @@ absl::Status Serve(const WorkerConfig& config) {
   endpoint_options.listen = config.metrics_listen;
   endpoint_options.allow_insecure_network = config.allow_insecure_network;
   endpoint_options.ready = [&loop] { return loop->Ready(); };
+  endpoint_options.before_scrape = [&process_metrics] { process_metrics.Update(); };
   ASSIGN_OR_RETURN(std::unique_ptr<MetricsEndpoint> endpoint,
                    MetricsEndpoint::Start(endpoint_options, registry));
   RETURN_IF_ERROR(WriteReadyFile(config.ready_file, "", endpoint->address()));

@@ -9,6 +9,7 @@
 #include <prometheus/registry.h>
 #include <quern/quantization/v1/quantization_service.pb.h>
 
+#include <array>
 #include <string>
 
 #include "core/base/mutex.h"
@@ -30,13 +31,17 @@ class WorkerMetrics {
 
  private:
   void EndStage(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetRunning(quantization::v1::Progress::Stage stage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::string worker_;
   prometheus::Family<prometheus::Gauge>& worker_up_;
-  prometheus::Family<prometheus::Histogram>& stage_seconds_;
   prometheus::Histogram& block_seconds_;
   prometheus::Gauge& block_loss_;
   prometheus::Gauge& progress_ratio_;
+  // By number of the stage; the first stands for none.
+  std::array<prometheus::Gauge*, quantization::v1::Progress::Stage_ARRAYSIZE> stage_running_{};
+  std::array<prometheus::Histogram*, quantization::v1::Progress::Stage_ARRAYSIZE> stage_seconds_{};
+  prometheus::Gauge& last_progress_;
   prometheus::Counter& checkpoints_written_total_;
   Mutex mutex_;
   prometheus::Gauge* up_ ABSL_GUARDED_BY(mutex_) = nullptr;
@@ -46,7 +51,7 @@ class WorkerMetrics {
   absl::Time unit_start_ ABSL_GUARDED_BY(mutex_);
 
  public:
-  prometheus::Counter& job_retries_total;
+  prometheus::Counter& quantizer_restarts_total;
   prometheus::Counter& leases_lost_total;
 };
 

@@ -10,6 +10,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <iostream>
 #include <string>
 
 namespace quern {
@@ -50,6 +53,35 @@ inline double ScrapedValue(const std::string& scrape, const std::string& series)
     if (absl::SimpleAtod(line.substr(series.size() + 1), &value)) return value;
   }
   return -1;
+}
+
+// Lines of a scrape that carry a value.
+inline int NumSeries(const std::string& scrape) {
+  const size_t body = scrape.find("\r\n\r\n");
+  int series = 0;
+  for (absl::string_view line : absl::StrSplit(scrape.substr(body + 4), '\n')) {
+    if (!line.empty() && line[0] != '#') ++series;
+  }
+  return series;
+}
+
+// Checks what every service promises of its scrape, whatever it has done: at most 1,000 series,
+// within 20 ms (the best of some, as tests share their machine).
+inline void ExpectSmallScrape(const std::string& address) {
+  auto best = std::chrono::steady_clock::duration::max();
+  int series = 0;
+  for (int i = 0; i < 10; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    const std::string scrape = HttpGet(address, "/metrics");
+    best = std::min(best, std::chrono::steady_clock::now() - start);
+    series = NumSeries(scrape);
+  }
+  const double milliseconds = std::chrono::duration<double, std::milli>(best).count();
+  testing::Test::RecordProperty("series", series);
+  std::cout << "series=" << series << " scrape_ms=" << milliseconds << "\n";
+  EXPECT_GT(series, 100);
+  EXPECT_LE(series, 1000);
+  EXPECT_LE(milliseconds, 20);
 }
 
 }  // namespace quern

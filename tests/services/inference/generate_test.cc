@@ -235,7 +235,9 @@ TEST_F(GenerateTest, SlowReaderHoldsBackNobody) {
   while (reader->Read(&message)) messages.push_back(message);
   EXPECT_OK(FromGrpcStatus(reader->Finish()));
   ExpectSame(Joined(messages), expected);
-  // What waited came in few messages.
+  // What waited came in few messages, and was counted as waiting.
+  EXPECT_GT(Metric("quern_stream_blocked_seconds_count"), 0);
+  EXPECT_GT(Metric("quern_stream_blocked_seconds_sum"), 0);
   EXPECT_LT(messages.size(), static_cast<size_t>(expected.usage().output_tokens()));
 }
 

@@ -1,3 +1,5 @@
+#include <prometheus/text_serializer.h>
+
 #include "tests/services/inference/inference_fixture.h"
 
 namespace quern {
@@ -41,6 +43,19 @@ TEST_F(MetricsTest, SayWhatWasDone) {
   expect("quern_time_to_first_token_seconds_count{model=\"tiny\"}", 5);
   expect("quern_inter_token_latency_seconds_count{model=\"tiny\"}", output - 5);
   expect("quern_request_queue_seconds_count{model=\"tiny\"}", 5);
+  expect("quern_request_prefill_seconds_count{model=\"tiny\"}", 5);
+  expect("quern_request_decode_seconds_count{model=\"tiny\"}", 5);
+  // Queue, prefill and decode are the whole of each request, less what the service adds around the
+  // engine.
+  const auto seconds = [&](const char* part) {
+    return ScrapedValue(scrape,
+                        absl::StrCat("quern_request_", part, "seconds_sum{model=\"tiny\"}"));
+  };
+  EXPECT_GT(seconds("prefill_"), 0);
+  EXPECT_GT(seconds("decode_"), 0);
+  EXPECT_LE(seconds("queue_") + seconds("prefill_") + seconds("decode_"), seconds("") + 0.001);
+  expect("quern_preemptions_total", 0);
+  expect("quern_model_load_failures_total", 0);
   expect("quern_request_seconds_count{model=\"tiny\"}", 6);
   expect("quern_requests_running", 0);
   expect("quern_requests_waiting", 0);
@@ -80,6 +95,80 @@ TEST_F(MetricsTest, UnloadedModelLeavesItsCountersOnly) {
   LoadTiny();
   EXPECT_OK(Generate(Request("Once", 5)));
   EXPECT_EQ(Metric("quern_time_to_first_token_seconds_count{model=\"tiny\"}"), 2);
+}
+
+TEST_F(MetricsTest, ModelsThatLeftLongAgoAreForgotten) {
+  LoadTiny();
+  EXPECT_OK(Generate(Request("Once", 5)));
+  EXPECT_OK(Delete("tiny"));
+  for (const char* id : {"a", "b", "c"}) {
+    ASSERT_EQ(Load(CheckpointRequest(id, "tiny")).state(), Model::ACTIVE);
+  }
+  const std::string scrape = Scrape();
+  EXPECT_THAT(scrape, testing::Not(HasSubstr("model=\"tiny\"")));
+  for (const char* id : {"a", "b", "c"}) {
+    EXPECT_THAT(scrape, HasSubstr(absl::StrCat("model=\"", id, "\"")));
+  }
+  // What is in memory is never forgotten, and a forgotten one begins again.
+  LoadTiny();
+  EXPECT_EQ(Metric("quern_time_to_first_token_seconds_count{model=\"tiny\"}"), 0);
+  EXPECT_EQ(Metric("quern_time_to_first_token_seconds_count{model=\"a\"}"), 0);
+}
+
+TEST_F(MetricsTest, SeriesLiveWhileARequestCounts) {
+  prometheus::Registry registry;
+  InferenceMetrics metrics(registry);
+  auto held = metrics.ModelLoaded("held", {});
+  metrics.ModelUnloaded("held");
+  for (int i = 0; i < 10; ++i) {
+    metrics.ModelLoaded(absl::StrCat("model-", i), {});
+    metrics.ModelUnloaded(absl::StrCat("model-", i));
+  }
+  held->prompt_tokens_total->Increment(3);
+  const auto scrape = [&] { return prometheus::TextSerializer().Serialize(registry.Collect()); };
+  EXPECT_EQ(ScrapedValue(scrape(), "quern_prompt_tokens_total{model=\"held\"}"), 3);
+  held = nullptr;
+  metrics.ModelLoaded("last", {});
+  EXPECT_THAT(scrape(), testing::Not(HasSubstr("model=\"held\"")));
+  EXPECT_EQ(ScrapedValue(scrape(), "quern_prompt_tokens_total{model=\"last\"}"), 0);
+}
+
+TEST_F(MetricsTest, ThousandModelsAndRequestsStaySmall) {
+  for (int i = 0; i < 1000; ++i) {
+    const std::string id = absl::StrCat("model-", i);
+    ASSERT_EQ(Load(CheckpointRequest(id, "tiny")).state(), Model::ACTIVE);
+    ASSERT_OK(Generate(Request(absl::StrCat("Story ", i), 2, id)));
+    ASSERT_OK(Delete(id));
+  }
+  ExpectSmallScrape(server_->metrics_address());
+}
+
+TEST_F(MetricsTest, PreemptionsAddUp) {
+  prometheus::Registry registry;
+  EngineGauges gauges(registry);
+  const auto value = [&] {
+    return ScrapedValue(prometheus::TextSerializer().Serialize(registry.Collect()),
+                        "quern_preemptions_total");
+  };
+  EXPECT_EQ(value(), 0);
+  gauges.Update({.preemptions = 3});
+  gauges.Update({.preemptions = 3});
+  EXPECT_EQ(value(), 3);
+  gauges.Update({.preemptions = 5});
+  EXPECT_EQ(value(), 5);
+}
+
+TEST_F(MetricsTest, FailedLoadsAreCounted) {
+  const std::string nowhere = "artifacts/" + std::string(64, 'a');
+  ASSERT_EQ(Load(ArtifactRequest("gone", nowhere)).state(), Model::FAILED);
+  EXPECT_EQ(Metric("quern_model_load_failures_total"), 1);
+}
+
+TEST_F(MetricsTest, SaysWhatTheProcessUses) {
+  const std::string scrape = Scrape();
+  EXPECT_EQ(ScrapedValue(scrape, "quern_build_info{version=\"" QUERN_VERSION "\"}"), 1);
+  EXPECT_GT(ScrapedValue(scrape, "process_resident_memory_bytes"), 1 << 20);
+  EXPECT_GT(ScrapedValue(scrape, "quern_disk_free_bytes{directory=\"cache\"}"), 0);
 }
 
 TEST_F(MetricsTest, BucketsAreFineForSmallModels) {

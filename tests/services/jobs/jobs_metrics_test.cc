@@ -34,17 +34,22 @@ TEST_F(JobsMetricsTest, CountWhatHappened) {
   damaged[0].mutable_header()->mutable_files(0)->set_sha256(std::string(64, '0'));
   EXPECT_FALSE(Stage(damaged).ok());
 
+  CreateName();
+  clock_.Advance(absl::Seconds(7));
+  CreateName();
   const std::string scrape = Scrape();
   const auto value = [&](const std::string& series) { return ScrapedValue(scrape, series); };
   EXPECT_EQ(value("quern_jobs{state=\"SUCCEEDED\"}"), 1);
   EXPECT_EQ(value("quern_jobs{state=\"FAILED\"}"), 2);
   EXPECT_EQ(value("quern_jobs{state=\"CANCELLED\"}"), 1);
   EXPECT_EQ(value("quern_jobs{state=\"RUNNING\"}"), 1);
-  EXPECT_EQ(value("quern_jobs{state=\"QUEUED\"}"), 0);
+  EXPECT_EQ(value("quern_jobs{state=\"QUEUED\"}"), 2);
+  EXPECT_EQ(value("quern_job_oldest_queued_seconds"), 7);
   const std::string finished = "quern_jobs_finished_total{error_reason=";
   EXPECT_EQ(value(finished + "\"\",state=\"SUCCEEDED\"}"), 1);
   EXPECT_EQ(value(finished + "\"CHECKPOINT_DAMAGED\",state=\"FAILED\"}"), 1);
   EXPECT_EQ(value(finished + "\"OTHER\",state=\"FAILED\"}"), 1);
+  EXPECT_EQ(value(finished + "\"OUT_OF_MEMORY\",state=\"FAILED\"}"), 0);
   EXPECT_EQ(value(finished + "\"\",state=\"CANCELLED\"}"), 1);
   EXPECT_EQ(value("quern_dedupe_hits_total"), 1);
   EXPECT_EQ(value("quern_leases_expired_total"), 1);
@@ -55,7 +60,7 @@ TEST_F(JobsMetricsTest, CountWhatHappened) {
   EXPECT_EQ(value("quern_job_queue_seconds_count"), 4);
   EXPECT_EQ(value("quern_job_queue_seconds_sum"), 20);
   EXPECT_EQ(value("quern_worker_up{device=\"cpu\",worker=\"worker-a\"}"), 1);
-  EXPECT_EQ(value("quern_store_op_seconds_count{backend=\"sqlite\",op=\"create\"}"), 5);
+  EXPECT_EQ(value("quern_store_op_seconds_count{backend=\"sqlite\",op=\"create\"}"), 7);
   EXPECT_GT(value("quern_store_op_seconds_count{backend=\"local\",op=\"commit_blob\"}"), 2);
 
   int64_t num_files = 0;
@@ -64,13 +69,16 @@ TEST_F(JobsMetricsTest, CountWhatHappened) {
     ++num_files;
     num_bytes += static_cast<int64_t>(entry.file_size());
   }
+  EXPECT_EQ(value("quern_build_info{version=\"" QUERN_VERSION "\"}"), 1);
+  EXPECT_GT(value("process_resident_memory_bytes"), 1 << 20);
+  EXPECT_GT(value("quern_disk_free_bytes{directory=\"data\"}"), 0);
   EXPECT_EQ(value("quern_store_blobs"), num_files);
   EXPECT_EQ(value("quern_store_bytes{kind=\"blobs\"}"), num_bytes);
 
   const std::string create =
       "grpc_method=\"CreateQuantizationJob\",grpc_service=\"quern.quantization.v1."
       "QuantizationService\",grpc_type=\"unary\"}";
-  EXPECT_EQ(value("grpc_server_handled_total{grpc_code=\"OK\"," + create), 6);
+  EXPECT_EQ(value("grpc_server_handled_total{grpc_code=\"OK\"," + create), 8);
   const std::string stage =
       "grpc_method=\"StageArtifact\",grpc_service=\"quern.worker.v1.WorkerService\",grpc_type="
       "\"client_stream\"}";
@@ -85,6 +93,26 @@ TEST_F(JobsMetricsTest, CollectedGarbageIsCounted) {
   Start();
   EXPECT_GT(ScrapedValue(Scrape(), "quern_store_gc_bytes_freed_total"), 1000);
   EXPECT_EQ(ScrapedValue(Scrape(), "quern_store_blobs"), 0);
+}
+
+TEST_F(JobsMetricsTest, ThousandJobsOfAThousandWorkersStaySmall) {
+  for (int i = 0; i < 1000; ++i) {
+    auto request = CreateRequest();
+    request.set_request_id(absl::StrCat("id-", i));
+    ASSERT_OK(Create(request));
+    auto lease = LeaseRequest(absl::StrCat("request-", i));
+    lease.set_worker(absl::StrCat("worker-", i));
+    ASSERT_OK_AND_ASSIGN(const worker::v1::LeaseJobResponse response, LeaseJob(lease));
+    const std::string reason = absl::StrCat("REASON_", i);
+    ASSERT_OK(Complete(ErrorRequest(response.lease().token(), 13, reason)));
+  }
+  const std::string scrape = Scrape();
+  EXPECT_EQ(ScrapedValue(scrape, "quern_jobs{state=\"FAILED\"}"), 1000);
+  EXPECT_EQ(ScrapedValue(scrape, "quern_job_oldest_queued_seconds"), 0);
+  EXPECT_EQ(
+      ScrapedValue(scrape, "quern_jobs_finished_total{error_reason=\"OTHER\",state=\"FAILED\"}"),
+      1000);
+  ExpectSmallScrape(server_->metrics_address());
 }
 
 TEST_F(JobsMetricsTest, ReadyUntilShutdown) {

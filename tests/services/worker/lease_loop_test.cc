@@ -187,6 +187,10 @@ TEST_F(LeaseLoopTest, CountsWhatItDoes) {
   run->Report(Progress::BLOCK_AP, 1, 4);
   run->Report(Progress::BLOCK_AP, 3, 4);
   EXPECT_EQ(ScrapedValue(Metrics(), "quern_job_progress_ratio"), 0.75);
+  EXPECT_EQ(ScrapedValue(Metrics(), "quern_job_stage_running{stage=\"LOADING\"}"), 0);
+  EXPECT_EQ(ScrapedValue(Metrics(), "quern_job_stage_running{stage=\"BLOCK_AP\"}"), 1);
+  EXPECT_NEAR(ScrapedValue(Metrics(), "quern_job_last_progress_timestamp_seconds"),
+              absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()), 60);
   run->observer_.OnRestart();
   run->End(FakeRun::Result(MakeArtifact("a")));
   ASSERT_TRUE(Reaches(name, Job::SUCCEEDED));
@@ -197,7 +201,10 @@ TEST_F(LeaseLoopTest, CountsWhatItDoes) {
   EXPECT_EQ(value("quern_checkpoints_written_total"), 3);
   EXPECT_EQ(value("quern_block_seconds_count"), 2);
   EXPECT_EQ(value("quern_block_loss"), 0.25);
-  EXPECT_EQ(value("quern_job_retries_total"), 1);
+  EXPECT_EQ(value("quern_quantizer_restarts_total"), 1);
+  EXPECT_EQ(value("quern_job_stage_running{stage=\"BLOCK_AP\"}"), 0);
+  EXPECT_EQ(value("quern_job_stage_running{stage=\"PUBLISHING\"}"), 0);
+  EXPECT_EQ(value("quern_job_last_progress_timestamp_seconds"), 0);
   EXPECT_EQ(value("quern_leases_lost_total"), 0);
   EXPECT_EQ(value("quern_job_stage_seconds_count{stage=\"LOADING\"}"), 1);
   EXPECT_EQ(value("quern_job_stage_seconds_count{stage=\"BLOCK_AP\"}"), 1);

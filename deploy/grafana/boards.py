@@ -338,7 +338,8 @@ def jobs():
             workers_up(),
             stat("Since last progress", "Time since the slowest running job last reported anything. "
                  "A large block may take minutes.",
-                 f"max(time() - (quern_job_last_progress_timestamp_seconds{{{WORKER}}} > 0))", "s",
+                 "clamp_min(max(time() - (quern_job_last_progress_timestamp_seconds"
+                 f"{{{WORKER}}} > 0)), 0)", "s",
                  steps((600, YELLOW), (1800, RED)), empty=NO_JOB),
             stat("Jobs failed", "In the shown time, whatever the reason.",
                  grown("quern_jobs_finished_total", JOBS + ',state="FAILED"'),
@@ -486,8 +487,9 @@ def inference():
                     (mean("quern_batch_sequences", INFERENCE), "sequences")], width=6),
             series("Since the last step", "How long the engine has not finished a step while "
                    "requests run. More than a minute is a stall.",
-                   [(f"(time() - quern_engine_last_step_timestamp_seconds{{{INFERENCE}}}) and "
-                     f"quern_requests_running{{{INFERENCE}}} > 0", "{{instance}}")], "s", width=6,
+                   [("clamp_min(time() - quern_engine_last_step_timestamp_seconds"
+                     f"{{{INFERENCE}}}, 0) and quern_requests_running{{{INFERENCE}}} > 0",
+                     "{{instance}}")], "s", width=6,
                    empty="Idle")]),
         ("Trouble", [
             series("Requests turned away", "Refused before they generated anything, by reason: those "

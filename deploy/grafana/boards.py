@@ -404,8 +404,8 @@ def jobs():
             series("Store operations, p95", "How long the job database and the blob store take.",
                    [(quantile(0.95, "quern_store_op_seconds", JOBS, "op"), "{{op}}")], "s", width=6,
                    empty="No operation"),
-            series("Damaged blobs", "Blobs since the start of quern-jobs whose bytes were not what "
-                   "their name says: any is a failing disk or a broken upload.",
+            series("Damaged uploads", "Since the start of quern-jobs: uploads refused because their "
+                   "bytes were not what the worker announced. Any points to a failing machine.",
                    [(f"sum(quern_store_verify_failures_total{{{JOBS}}})", "damaged")], width=6,
                    empty="?")])])
 

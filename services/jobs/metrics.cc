@@ -85,7 +85,7 @@ JobsMetrics::JobsMetrics(prometheus::Registry& registry)
       dedupe_hits_total(MakeCounter(registry, "quern_dedupe_hits_total",
                                     "Creations answered with a job made before.")),
       store_verify_failures_total(MakeCounter(registry, "quern_store_verify_failures_total",
-                                              "Blobs whose size or digest was wrong.")),
+                                              "Uploads whose size, digest or manifest was wrong.")),
       store_gc_runs_total(
           MakeCounter(registry, "quern_store_gc_runs_total", "Runs of the blob collector.")),
       store_gc_bytes_freed_total(MakeCounter(registry, "quern_store_gc_bytes_freed_total",

@@ -86,18 +86,16 @@ def panel(kind, title, description, queries, unit, width, height, empty, default
 
 
 def stat(title, description, expr, unit="short", thresholds=None, empty=NO_TRAFFIC, width=3,
-         decimals=None, links=None):
-    """One number now, coloured by its thresholds, its history faint behind it."""
+         decimals=None):
+    """One number, coloured by its thresholds: of now, or nothing. The last number of an hour ago
+    would look like one of now, so there is no history behind it."""
     defaults = {"thresholds": thresholds or steps(first=BLUE), "color": {"mode": "thresholds"}}
     if decimals is not None:
         defaults["decimals"] = decimals
-    made = panel("stat", title, description, expr, unit, width, 4, empty, defaults, {
+    return panel("stat", title, description, expr, unit, width, 4, empty, defaults, {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "colorMode": "background" if thresholds else "value", "graphMode": "area",
-        "justifyMode": "auto", "textMode": "value", "orientation": "auto"})
-    if links:
-        made["links"] = links
-    return made
+        "colorMode": "background" if thresholds else "value", "graphMode": "none",
+        "justifyMode": "auto", "textMode": "value", "orientation": "auto"}, instant=True)
 
 
 def series(title, description, queries, unit="short", empty=NO_TRAFFIC, width=8, height=8,
@@ -151,10 +149,12 @@ def table(title, description, expr, columns, unit="short", empty=NONE, width=12,
     return made
 
 
-def bars(title, description, queries, unit="short", empty=NO_JOB, width=8, height=8):
+def bars(title, description, queries, unit="short", empty=NO_JOB, width=8, height=8,
+         decimals=None):
     """One bar for each series, of its value now."""
     return panel("bargauge", title, description, queries, unit, width, height, empty,
-                 {"thresholds": steps(first=BLUE), "color": {"mode": "thresholds"}},
+                 {"thresholds": steps(first=BLUE), "color": {"mode": "thresholds"},
+                  **({"decimals": decimals} if decimals is not None else {})},
                  {"displayMode": "basic", "orientation": "horizontal", "showUnfilled": True,
                   "valueMode": "color", "minVizHeight": 16, "minVizWidth": 8, "namePlacement": "auto",
                   "sizing": "auto",
@@ -302,7 +302,7 @@ def overview():
                    maximum=1, empty="No worker"),
             bars("Jobs that ended", "In the shown time, by state and reason of failure.",
                  [(grown("quern_jobs_finished_total", JOBS, "state, error_reason") + " > 0",
-                   "{{state}} {{error_reason}}")], empty="None ended")]),
+                   "{{state}} {{error_reason}}")], empty="None ended", decimals=0)]),
         ("Machines", [
             series("Memory", "Memory of each process in RAM; the quantizer's is not the worker's.",
                    [(f"process_resident_memory_bytes{{{ANY}}}", "{{job}} {{instance}}")], "bytes",
@@ -378,7 +378,7 @@ def jobs():
                     "quern_job_queue_seconds", JOBS, empty="No job started"),
             bars("Jobs that ended", "In the shown time, by state and reason of failure.",
                  [(grown("quern_jobs_finished_total", JOBS, "state, error_reason") + " > 0",
-                   "{{state}} {{error_reason}}")], empty="None ended")]),
+                   "{{state}} {{error_reason}}")], empty="None ended", decimals=0)]),
         ("Leases and workers", [
             series("Lease churn", "What happens to leases when workers vanish: expired at "
                    "quern-jobs, jobs queued again, lost as the workers saw it, and writes refused "
@@ -447,10 +447,10 @@ def inference():
             stat("Tokens out", "Tokens generated each second.",
                  rate("quern_generated_tokens_total", MODEL), decimals=1)]),
         ("Latency", [
-            heatmap("Time to first token", "From a request's arrival, tokenization included, to its "
+            heatmap("Spread of first tokens", "From a request's arrival, tokenization included, to its "
                     "first token. Darker: more requests.", ttft, MODEL),
-            heatmap("Time between tokens", "Between consecutive tokens of a request.", itl, MODEL),
-            heatmap("Whole request", "From arrival to end, however the request ended.",
+            heatmap("Spread between tokens", "Between consecutive tokens of a request.", itl, MODEL),
+            heatmap("Spread of whole requests", "From arrival to end, however the request ended.",
                     "quern_request_seconds", MODEL),
             series("Time to first token", "Half, 19 of 20 and 99 of 100 requests see their first "
                    "token within this time.",

@@ -148,9 +148,9 @@ class Painter:
         times = sorted({t for _, values in rows for t in values})
         below, cells = {t: 0 for t in times}, []
         for _, values in rows:
-            cells.append([max(0, values.get(t, 0) - below[t]) for t in times])
+            cells.append([max(0, values.get(t, 0) - below[t]) or math.nan for t in times])
             below = {t: values.get(t, 0) for t in times}
-        used = [i for i, row in enumerate(cells) if sum(row) > 0] or [0]
+        used = [i for i, row in enumerate(cells) if any(value > 0 for value in row)] or [0]
         low, high = max(0, used[0] - 1), used[-1] + 1
         axes.pcolormesh(times, range(high - low), cells[low:high], cmap="Oranges", shading="nearest")
         axes.set_yticks(range(high - low), [human(le, "s") for le, _ in rows[low:high]])
@@ -165,8 +165,8 @@ def render(url, seconds, out):
         figure = plt.figure(figsize=(19, rows * 0.36), facecolor=PAPER)
         for panel in board["panels"]:
             place = panel["gridPos"]
-            box = [place["x"] / 24 + 0.018, 1 - (place["y"] + place["h"]) / rows + 0.012,
-                   place["w"] / 24 - 0.026, place["h"] / rows - 0.026]
+            box = [place["x"] / 24 + 0.03, 1 - (place["y"] + place["h"]) / rows + 0.012,
+                   place["w"] / 24 - 0.036, place["h"] / rows - 0.026]
             if panel["type"] == "row":
                 figure.text(0.005, 1 - (place["y"] + 0.7) / rows, panel["title"], fontsize=10,
                             color="white", weight="bold")

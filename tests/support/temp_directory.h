@@ -15,7 +15,8 @@ namespace quern {
 // A fresh directory, removed with everything in it at the end of the scope. Needs core_base.
 class TempDirectory {
  public:
-  TempDirectory() : path_(testing::TempDir() + "/quern_XXXXXX") {
+  explicit TempDirectory(const std::string& parent = testing::TempDir())
+      : path_(parent + "/quern_XXXXXX") {
     EXPECT_NE(mkdtemp(path_.data()), nullptr);
   }
   ~TempDirectory() { EXPECT_TRUE(RemoveTree(path_).ok()); }

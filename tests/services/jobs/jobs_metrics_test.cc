@@ -1,6 +1,7 @@
 // The figures of a scrape against what was really done.
 
 #include "tests/services/jobs/jobs_fixture.h"
+#include "tests/support/temp_directory.h"
 
 namespace quern {
 namespace {

@@ -214,6 +214,26 @@ TEST_F(LeaseLoopTest, CountsWhatItDoes) {
             1);
 }
 
+TEST_F(LeaseLoopTest, AThousandJobsHaveTheSeriesOfOne) {
+  const auto num_series = [&] { return NumSeries("\r\n\r\n" + Metrics()); };
+  const int before = num_series();
+  for (int i = 0; i < 1000; ++i) {
+    metrics_.StartJob();
+    for (int stage = Progress::LOADING; stage <= Progress::Stage_MAX; ++stage) {
+      Progress progress;
+      progress.set_stage(static_cast<Progress::Stage>(stage));
+      progress.set_completed_count(i);
+      progress.set_total_count(1000 + i);
+      progress.set_loss(i);
+      metrics_.Progress(progress);
+    }
+    metrics_.EndJob();
+  }
+  EXPECT_EQ(ScrapedValue(Metrics(), "quern_job_stage_seconds_count{stage=\"E2E_QP\"}"), 1000);
+  EXPECT_EQ(num_series(), before);
+  EXPECT_LT(before, 300);
+}
+
 TEST_F(LeaseLoopTest, AFailureEndsTheJobWithItsReason) {
   StartWorker();
   const std::string name = CreateName();

@@ -113,8 +113,11 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> SampleSequences(
                      " tokens (the model's context), asked for ", count, " of ", length));
   }
   const int64_t total_tokens = int64_t{count} * (length - 1);
+  int64_t reported = 0;
   const auto report = [&](int64_t done) {
-    if (on_progress) on_progress(done, total_tokens);
+    if (!on_progress || done <= reported) return;
+    reported = done;
+    on_progress(done, total_tokens);
   };
   const auto [first_start, second_start] = StartTokens(info.config);
   auto gathered = std::make_shared<Gathered>(count);

@@ -1,16 +1,19 @@
 #include "core/base/machine.h"
 
 #include <absl/algorithm/container.h>
+#include <absl/status/status.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_split.h>
 #include <absl/strings/strip.h>
 #include <sched.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -72,9 +75,7 @@ void ForEachGroup(const std::string& mount, absl::string_view path, const Visit&
 }
 
 CgroupLimits LimitsOfThisProcess() {
-  std::ifstream file("/proc/self/cgroup");
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  return ReadCgroupLimits(text, "/sys/fs/cgroup");
+  return ReadCgroupLimits(ReadKernelFile("/proc/self/cgroup"), "/sys/fs/cgroup");
 }
 
 }  // namespace
@@ -115,6 +116,40 @@ int AvailableCpus() {
 int64_t AvailableMemoryBytes() {
   const int64_t machine = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
   return std::min(machine, LimitsOfThisProcess().memory_bytes.value_or(machine));
+}
+
+absl::StatusOr<int64_t> FreeDiskBytes(const std::string& path) {
+  struct statvfs disk;
+  if (statvfs(path.c_str(), &disk) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("asking for free space of ", path));
+  }
+  return static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
+}
+
+std::string ReadKernelFile(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+std::string FindKernelValue(absl::string_view text, absl::string_view key) {
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    const std::pair<absl::string_view, absl::string_view> parts =
+        absl::StrSplit(line, absl::MaxSplits(':', 1));
+    if (absl::StripAsciiWhitespace(parts.first) == key) {
+      return std::string(absl::StripAsciiWhitespace(parts.second));
+    }
+  }
+  return "";
+}
+
+int64_t FindKernelBytes(absl::string_view text, absl::string_view key) {
+  const std::string value = FindKernelValue(text, key);
+  absl::string_view kibibytes = value;
+  int64_t count = 0;
+  if (!absl::ConsumeSuffix(&kibibytes, " kB") || !absl::SimpleAtoi(kibibytes, &count)) return 0;
+  return count > 0 && count < (int64_t{1} << 50) ? count * 1024 : 0;
 }
 
 }  // namespace quern

@@ -4,10 +4,12 @@
 // What this process may use of the machine. Containers with limits still see every CPU and all
 // memory of their host, and are throttled or killed when they believe it.
 
+#include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace quern {
 
@@ -27,6 +29,19 @@ struct CgroupLimits {
 
 // `proc_cgroup` is the text of /proc/self/cgroup; `root` is where control groups are mounted.
 CgroupLimits ReadCgroupLimits(absl::string_view proc_cgroup, absl::string_view root);
+
+// Bytes that this user may still write on the file system of `path`, which must be there.
+absl::StatusOr<int64_t> FreeDiskBytes(const std::string& path);
+
+// The text of a small file below /proc or /sys, whose size ReadFile cannot know. Empty when it
+// cannot be read.
+std::string ReadKernelFile(const std::string& path);
+
+// The value of the first line "key<blanks>:<blanks>value" of `text`; empty when there is none.
+std::string FindKernelValue(absl::string_view text, absl::string_view key);
+
+// The value of a line "key: N kB" in bytes; 0 when there is none that makes sense.
+int64_t FindKernelBytes(absl::string_view text, absl::string_view key);
 
 }  // namespace quern
 

@@ -4,7 +4,6 @@
 #include <absl/strings/str_cat.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +11,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/base/status_macros.h"
 #include "core/store/random_id.h"
 
@@ -170,12 +170,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalArtifactStore::StartBlob(const 
   if (size_bytes < 0) {
     return absl::InvalidArgumentError(absl::StrCat("blob size ", size_bytes, " is negative"));
   }
-  struct statvfs disk;
-  if (statvfs(root_.c_str(), &disk) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("asking for free space of ", root_));
-  }
-  const int64_t free_bytes =
-      static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
+  ASSIGN_OR_RETURN(const int64_t free_bytes, FreeDiskBytes(root_));
   if (free_bytes - options_.reserve_bytes < size_bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the disk of ", root_, " has ", free_bytes, " bytes free; ", size_bytes,

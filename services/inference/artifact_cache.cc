@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -22,6 +21,7 @@
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/base/status_macros.h"
 #include "services/common/status.h"
 
@@ -79,9 +79,7 @@ absl::Status HashExisting(int fd, Sha256& hash, const std::string& path) {
 }
 
 absl::Status CheckRoom(const std::string& directory, int64_t needed_bytes) {
-  struct statvfs info;
-  if (statvfs(directory.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, directory);
-  const auto free_bytes = static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
+  ASSIGN_OR_RETURN(const int64_t free_bytes, FreeDiskBytes(directory));
   if (free_bytes >= needed_bytes) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(directory, ": the artifact needs ", needed_bytes,
                                                    " bytes, the disk has ", free_bytes,

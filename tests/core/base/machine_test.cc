@@ -6,6 +6,8 @@
 #include <fstream>
 
 #include "tests/support/scratch_directory.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/temp_directory.h"
 
 namespace quern {
 namespace {
@@ -61,9 +63,28 @@ TEST_F(MachineTest, WhatCannotBeReadIsNoLimit) {
   }
 }
 
-TEST(AvailableTest, ThisProcessMayUseSomething) {
+constexpr char kMeminfo[] =
+    "MemTotal:       24684332 kB\nMemAvailable:   22643000 kB\nHugePages_Total:       7\n";
+
+TEST(KernelFileTest, ValuesOfKernelFiles) {
+  EXPECT_EQ(FindKernelValue("model name\t: Grinder 9000\nflags\t\t: a b\n", "model name"),
+            "Grinder 9000");
+  EXPECT_EQ(FindKernelValue("a: b\n", "c"), "");
+  EXPECT_EQ(FindKernelBytes(kMeminfo, "MemAvailable"), int64_t{22643000} * 1024);
+  EXPECT_EQ(FindKernelBytes(kMeminfo, "HugePages_Total"), 0);
+  EXPECT_EQ(FindKernelBytes("MemTotal: 99999999999999999 kB", "MemTotal"), 0);
+  EXPECT_EQ(FindKernelBytes("MemTotal: -4 kB", "MemTotal"), 0);
+}
+
+TEST(KernelFileTest, ThisMachine) {
   EXPECT_GE(AvailableCpus(), 1);
   EXPECT_GT(AvailableMemoryBytes(), 1 << 20);
+  EXPECT_GT(FindKernelBytes(ReadKernelFile("/proc/meminfo"), "MemTotal"), 1 << 20);
+  EXPECT_EQ(ReadKernelFile("/proc/no-such-file"), "");
+  const TempDirectory directory;
+  ASSERT_OK_AND_ASSIGN(const int64_t free_bytes, FreeDiskBytes(directory.path()));
+  EXPECT_GT(free_bytes, 0);
+  EXPECT_EQ(FreeDiskBytes(directory.Path("none")).status().code(), absl::StatusCode::kNotFound);
 }
 
 }  // namespace

@@ -7,10 +7,9 @@
 
 #include <string>
 
-namespace quern {
+#include "services/program/command_line.h"
 
-// Exit status of a process whose settings are refused (EX_CONFIG of sysexits.h).
-inline constexpr int kExitConfig = 78;
+namespace quern {
 
 struct CommonConfig {
   std::string metrics_listen;
@@ -19,9 +18,9 @@ struct CommonConfig {
   bool allow_insecure_network = false;
 };
 
-// Blocks the shutdown signals, parses the command line (exits on --help and on unknown or leftover
-// arguments), sets the form of the log, and returns the common flags. `default_metrics_listen`
-// stands in when --metrics-listen is not given.
+// Blocks the shutdown signals, parses the command line (and may exit, see ParseCommandLine), sets
+// the form of the log, and returns the common flags. `default_metrics_listen`
+// is the default of --metrics-listen.
 CommonConfig InitService(absl::string_view program, absl::string_view usage,
                          absl::string_view default_metrics_listen, int argc, char** argv);
 

@@ -2,6 +2,7 @@
 
 #include <absl/strings/str_cat.h>
 #include <absl/strings/string_view.h>
+#include <absl/time/clock.h>
 #include <prometheus/text_serializer.h>
 
 #include <boost/asio/ip/tcp.hpp>
@@ -106,6 +107,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Write(Response response, bool keep_alive, bool head) {
     response.keep_alive(keep_alive);
     response.set(http::field::server, "quern");
+    // By it `quern doctor` sees a clock that is off.
+    response.set(http::field::date,
+                 absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", absl::Now(), absl::UTCTimeZone()));
     response.prepare_payload();
     // A HEAD answer has the length of the GET answer and no body.
     if (head) response.body().clear();

@@ -76,11 +76,7 @@ ProcessMetrics::ProcessMetrics(prometheus::Registry& registry, const std::string
                            {{"directory", label}})),
       disk_size_(MakeGauge(registry, "quern_disk_size_bytes",
                            "Size of the file system that the service's directory lies on.",
-                           {{"directory", label}})) {
-  MakeGauge(registry, "quern_build_info", "1; the label says which version runs.",
-            {{"version", QUERN_VERSION}})
-      .Set(1);
-}
+                           {{"directory", label}})) {}
 
 void ProcessMetrics::Update() {
   const std::string stat = ReadProcFile("/proc/self/stat");

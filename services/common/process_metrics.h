@@ -1,7 +1,7 @@
 #ifndef QUERN_SERVICES_COMMON_PROCESS_METRICS_H_
 #define QUERN_SERVICES_COMMON_PROCESS_METRICS_H_
 
-// What every service says of itself: its version, its process under the names that Prometheus' own
+// What every service says of itself: its process under the names that Prometheus' own
 // client libraries use, and the disk that its directory lies on.
 
 #include <prometheus/counter.h>

@@ -6,6 +6,7 @@
 
 #include "core/base/machine.h"
 #include "core/base/status_macros.h"
+#include "services/common/build_info.h"
 
 namespace quern {
 namespace {
@@ -55,9 +56,12 @@ absl::Status InferenceServer::Open(Clock& clock) {
   ServerOptions server_options;
   server_options.listen = config_.listen;
   server_options.allow_insecure_network = config_.allow_insecure_network;
+  server_options.health_names = {inference::v1::ModelService::service_full_name(),
+                                 inference::v1::InferenceService::service_full_name()};
   ASSIGN_OR_RETURN(
       server_, GrpcServer::Start(server_options, {model_service_.get(), inference_service_.get()},
                                  prometheus_registry_));
+  ExportBuildInfo(prometheus_registry_, "quern-inference");
   MetricsEndpointOptions endpoint_options;
   endpoint_options.listen = config_.metrics_listen;
   endpoint_options.allow_insecure_network = config_.allow_insecure_network;

@@ -19,11 +19,12 @@ ABSL_FLAG(std::string, jobs, quern::InferenceConfig().jobs,
           "HOST:PORT of quern-jobs, where artifacts are pulled from; empty: none");
 ABSL_FLAG(std::string, cache_directory, quern::InferenceConfig().cache_directory,
           "where pulled artifacts are kept");
-ABSL_FLAG(std::string, model_root, "", "directory with the checkpoints that may be served as is");
+ABSL_FLAG(std::string, model_root, "",
+          "directory that checkpoints to be served as they are lie below; empty: none");
 ABSL_FLAG(int, threads, quern::InferenceConfig().threads,
-          "threads of a step; 0 means one for each CPU that this process may use");
+          "threads of a step, 0 to 1024; 0 means one for each CPU that this process may use");
 ABSL_FLAG(int, kv_cache_mib, quern::InferenceConfig().kv_cache_mib,
-          "memory for the KV pages of each model, MiB");
+          "MiB of memory for the KV pages of each model, 1 to 1048576");
 
 namespace quern {
 namespace {

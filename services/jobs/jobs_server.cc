@@ -3,6 +3,7 @@
 #include "core/base/error_reason.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
+#include "services/common/build_info.h"
 #include "services/jobs/job_messages.h"
 
 namespace quern {
@@ -63,6 +64,7 @@ absl::Status JobsServer::Open(Clock& clock) {
   worker_ = std::make_unique<WorkerServiceImpl>(*board_, *catalog_, metrics_, *executor_);
   artifact_ = std::make_unique<ArtifactServiceImpl>(*board_, *catalog_, *executor_);
 
+  ExportBuildInfo(registry_, "quern-jobs");
   MetricsEndpointOptions metrics_options;
   metrics_options.listen = config_.metrics_listen;
   metrics_options.allow_insecure_network = config_.allow_insecure_network;

@@ -13,8 +13,11 @@
 #include "services/jobs/jobs_server.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:7400", "HOST:PORT for gRPC; port 0 means any free one");
-ABSL_FLAG(std::string, data_directory, "", "where jobs and artifacts are kept; required");
-ABSL_FLAG(int, lease_seconds, 30, "a job is given on when its worker was silent for this long");
+ABSL_FLAG(std::string, data_directory, "",
+          "where jobs and artifacts are kept, by one process at a time; required");
+ABSL_FLAG(
+    int, lease_seconds, 30,
+    "a job is given to another worker when its own was silent for this many seconds, 1 to 3600");
 ABSL_FLAG(std::string, model_root, "", "directory that checkpoints of jobs lie below; required");
 ABSL_FLAG(std::string, data_root, "",
           "directory that calibration and evaluation texts lie below; required");

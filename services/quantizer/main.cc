@@ -2,19 +2,16 @@
 // quern-worker.
 
 #include <absl/flags/flag.h>
-#include <absl/flags/parse.h>
-#include <absl/flags/usage.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "services/program/command_line.h"
 #include "services/quantizer/cancellation.h"
 #include "services/quantizer/config.h"
 #include "services/quantizer/errors.h"
@@ -27,25 +24,12 @@ ABSL_FLAG(std::string, work_directory, "",
 ABSL_FLAG(std::string, model_root, "", "directory that checkpoints lie below; required");
 ABSL_FLAG(std::string, data_root, "",
           "directory that calibration and evaluation texts lie below; required");
-ABSL_FLAG(int, threads, 0, "threads; 0 means one for each core");
+ABSL_FLAG(int, threads, 0, "threads, 0 to 1024; 0 means one for each core");
 ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
 ABSL_FLAG(std::string, log_format, "text", "form of the log on standard error: text or json");
 
 namespace quern {
 namespace {
-
-// The documented spelling is --work-directory; Abseil knows names with '_' only.
-std::vector<std::string> WithUnderscores(int argc, char** argv) {
-  std::vector<std::string> arguments(argv, argv + argc);
-  for (size_t i = 1; i < arguments.size(); ++i) {
-    std::string& argument = arguments[i];
-    if (argument == "--") break;
-    if (argument.rfind("--", 0) != 0) continue;
-    const auto end = argument.begin() + std::min(argument.find('='), argument.size());
-    std::replace(argument.begin() + 2, end, '-', '_');
-  }
-  return arguments;
-}
 
 QuantizerConfig ConfigFromFlags() {
   QuantizerConfig config;
@@ -74,12 +58,8 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
-  absl::SetProgramUsageMessage("Quantizes one checkpoint as a task says. Started by quern-worker.");
-  SetLogProgram("quern-quantizer");
-  std::vector<std::string> arguments = WithUnderscores(argc, argv);
-  std::vector<char*> pointers;
-  for (std::string& argument : arguments) pointers.push_back(argument.data());
-  absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
+  ParseCommandLine("quern-quantizer",
+                   "Quantizes one checkpoint as a task says. Started by quern-worker.", argc, argv);
   SetLogFormat(absl::GetFlag(FLAGS_log_format) == "json" ? LogFormat::kJson : LogFormat::kText);
 
   Cancellation cancellation;

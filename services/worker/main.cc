@@ -15,6 +15,7 @@
 
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
+#include "services/common/build_info.h"
 #include "services/common/flags.h"
 #include "services/common/metrics_endpoint.h"
 #include "services/common/process_metrics.h"
@@ -25,15 +26,20 @@
 #include "services/worker/lease_loop.h"
 #include "services/worker/quantizer_process.h"
 
-ABSL_FLAG(std::string, jobs, "127.0.0.1:7400", "address of quern-jobs");
-ABSL_FLAG(std::string, work_directory, "", "where unfinished work is kept; required");
+ABSL_FLAG(std::string, jobs, "127.0.0.1:7400", "HOST:PORT of quern-jobs");
+ABSL_FLAG(std::string, work_directory, "",
+          "where unfinished work is kept, by one worker at a time; required");
 ABSL_FLAG(std::string, model_root, "", "directory that checkpoints of jobs lie below; required");
 ABSL_FLAG(std::string, data_root, "",
           "directory that calibration and evaluation texts lie below; required");
-ABSL_FLAG(std::string, quantizer, "", "path of quern-quantizer; the one beside this program");
-ABSL_FLAG(int, threads, 0, "threads of the quantizer; 0 leaves the choice to it");
+ABSL_FLAG(std::string, quantizer, "",
+          "path of quern-quantizer; empty means the one beside this program");
+ABSL_FLAG(int, threads, 0, "threads of the quantizer, 0 to 1024; 0 means one for each core");
 ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
-ABSL_FLAG(std::string, name, "", "name of this worker in logs and metrics; the host's name");
+ABSL_FLAG(
+    std::string, name, "",
+    "name of this worker in logs and metrics, at most 63 letters, digits, '.', '_' and '-'; empty "
+    "means the host's name");
 
 namespace quern {
 namespace {
@@ -79,6 +85,7 @@ absl::Status Serve(const WorkerConfig& config) {
   RETURN_IF_ERROR(config.Validate());
   RETURN_IF_ERROR(RemoveReadyFile(config.ready_file));
   prometheus::Registry registry;
+  ExportBuildInfo(registry, "quern-worker");
   WorkerMetrics metrics(registry, config.name);
   ProcessMetrics process_metrics(registry, "work", config.work_directory);
   QuantizerProcessOptions process;

@@ -49,6 +49,8 @@ TEST_F(MetricsEndpointTest, ServesTheRegistry) {
   const std::string answer = Get("/metrics");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 OK\r\n"));
   EXPECT_THAT(answer, HasSubstr("Content-Type: text/plain; version=0.0.4"));
+  EXPECT_THAT(answer, testing::ContainsRegex(
+                          "Date: [A-Z][a-z]+, [0-9]+ [A-Z][a-z]+ 20[0-9]+ [0-9:]+ GMT\r"));
   EXPECT_EQ(ScrapedValue(answer, "quern_things_total{kind=\"good\"}"), 3);
   EXPECT_EQ(scrapes_, 1);
 }

@@ -166,7 +166,10 @@ TEST_F(MetricsTest, FailedLoadsAreCounted) {
 
 TEST_F(MetricsTest, SaysWhatTheProcessUses) {
   const std::string scrape = Scrape();
-  EXPECT_EQ(ScrapedValue(scrape, "quern_build_info{version=\"" QUERN_VERSION "\"}"), 1);
+  EXPECT_EQ(
+      ScrapedValue(scrape,
+                   "quern_build_info{program=\"quern-inference\",version=\"" QUERN_VERSION "\"}"),
+      1);
   EXPECT_GT(ScrapedValue(scrape, "process_resident_memory_bytes"), 1 << 20);
   EXPECT_GT(ScrapedValue(scrape, "quern_disk_free_bytes{directory=\"cache\"}"), 0);
 }

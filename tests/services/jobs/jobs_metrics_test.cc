@@ -70,7 +70,7 @@ TEST_F(JobsMetricsTest, CountWhatHappened) {
     ++num_files;
     num_bytes += static_cast<int64_t>(entry.file_size());
   }
-  EXPECT_EQ(value("quern_build_info{version=\"" QUERN_VERSION "\"}"), 1);
+  EXPECT_EQ(value("quern_build_info{program=\"quern-jobs\",version=\"" QUERN_VERSION "\"}"), 1);
   EXPECT_GT(value("process_resident_memory_bytes"), 1 << 20);
   EXPECT_GT(value("quern_disk_free_bytes{directory=\"data\"}"), 0);
   EXPECT_EQ(value("quern_store_blobs"), num_files);

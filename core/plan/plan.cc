@@ -320,6 +320,16 @@ CalibrationShape CalibrationShapeOf(const Task& resolved) {
   return shape;
 }
 
+int SourceBytesPerWeight(const ModelConfig& config, int64_t weight_bytes) {
+  int64_t num_weights = 0;
+  for (const TensorSpec& spec : ModelTensors(config)) {
+    if (spec.kind != TensorSpec::Kind::kVector) num_weights += spec.shape[0] * spec.shape[1];
+  }
+  const double bytes_per_weight =
+      static_cast<double>(weight_bytes) / static_cast<double>(num_weights);
+  return bytes_per_weight > 1.9 && bytes_per_weight < 2.5 ? 2 : 4;
+}
+
 absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
                                     const Machine& machine) {
   RETURN_IF_ERROR(config.Validate());

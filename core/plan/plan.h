@@ -30,6 +30,9 @@ struct Machine {
   int source_bytes_per_weight = 4;
 };
 
+// Machine::source_bytes_per_weight of a checkpoint whose files hold `weight_bytes`.
+int SourceBytesPerWeight(const ModelConfig& config, int64_t weight_bytes);
+
 struct StageCost {
   Stage stage;
   absl::Duration duration;

@@ -164,11 +164,11 @@ void AddArtifacts(CLI::App& app, Command& command) {
     return sub;
   };
   add("list", "Newest first", List)
-      ->add_option("--limit", options->limit)
+      ->add_option("--limit", options->limit, "at most this many")
       ->check(CLI::Range(1, 1000));
   add_name(add("get", "One artifact with its files and lineage", Get));
   add_name(add("export", "Write the files to a new directory, verified", Export))
-      ->add_option("directory", options->directory)
+      ->add_option("directory", options->directory, "to be made")
       ->required();
   add_name(add("delete", "Remove an artifact from the store", Delete));
 }

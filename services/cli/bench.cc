@@ -135,13 +135,15 @@ void AddBench(CLI::App& app, Command& command) {
   bench->fallthrough();
   CLI::App* sub = bench->add_subcommand("model", "Prefill and decode tokens/s of one sequence");
   sub->add_option("model", options->model, "artifact directory or checkpoint")->required();
-  sub->add_option("--prompt-tokens", options->prompt_tokens)
+  sub->add_option("--prompt-tokens", options->prompt_tokens, "of the prompt")
       ->check(CLI::Range(1, 131072))
       ->capture_default_str();
-  sub->add_option("--output-tokens", options->output_tokens)
+  sub->add_option("--output-tokens", options->output_tokens, "to generate")
       ->check(CLI::Range(2, 131072))
       ->capture_default_str();
-  sub->add_option("--repeat", options->repeat)->check(CLI::Range(1, 1000))->capture_default_str();
+  sub->add_option("--repeat", options->repeat, "runs; the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   sub->add_option("--threads", options->threads, "0: one for each CPU")->check(CLI::Range(0, 1024));
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt&) { return Run(*options, context); };

@@ -13,6 +13,7 @@
 
 namespace quern::cli {
 
+// What it returns is printed as an error, unless it has no message: then it has said all itself.
 using Command = std::function<absl::Status(Context& context, Interrupt& interrupt)>;
 
 void AddUp(CLI::App& app, Command& command);
@@ -24,6 +25,8 @@ void AddModels(CLI::App& app, Command& command);
 void AddGenerate(CLI::App& app, Command& command);
 void AddEval(CLI::App& app, Command& command);
 void AddBench(CLI::App& app, Command& command);
+void AddHealth(CLI::App& app, Command& command);
+void AddDoctor(CLI::App& app, Command& command);
 
 }  // namespace quern::cli
 

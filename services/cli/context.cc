@@ -8,6 +8,7 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -28,21 +29,27 @@ namespace {
 // Files of `quern up` are small; anything larger is not one of them.
 constexpr size_t kMaxAddressFileBytes = 64 << 10;
 
+}  // namespace
+
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   return grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
 }
 
-}  // namespace
+absl::StatusOr<std::string> ProgramDirectory() {
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error) return absl::ErrnoToStatus(error.value(), "path of this program");
+  return self.parent_path().string();
+}
 
-Context::Context(const GlobalOptions& options, absl::string_view environment_state_home,
-                 absl::string_view environment_home)
-    : options_(options), terminal_(isatty(STDOUT_FILENO) == 1) {
+Context::Context(const GlobalOptions& options, const Environment& environment)
+    : options_(options), environment_(environment), terminal_(isatty(STDOUT_FILENO) == 1) {
   if (!options.data_directory.empty()) {
     data_directory_ = options.data_directory;
-  } else if (!environment_state_home.empty()) {
-    data_directory_ = absl::StrCat(environment_state_home, "/quern");
+  } else if (!environment.state_home.empty()) {
+    data_directory_ = absl::StrCat(environment.state_home, "/quern");
   } else {
-    data_directory_ = absl::StrCat(environment_home, "/.local/state/quern");
+    data_directory_ = absl::StrCat(environment.home, "/.local/state/quern");
   }
 }
 
@@ -82,14 +89,19 @@ absl::StatusOr<std::string> Context::BelowRoot(absl::string_view path,
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Context::Jobs() const {
-  ASSIGN_OR_RETURN(const std::string address, Address(options_.jobs, "jobs", "127.0.0.1:7400"));
+  ASSIGN_OR_RETURN(const std::string address, Address(options_.jobs, "jobs", kJobsAddress));
   return Connect(address);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Context::Inference() const {
   ASSIGN_OR_RETURN(const std::string address,
-                   Address(options_.inference, "inference", "127.0.0.1:7420"));
+                   Address(options_.inference, "inference", kInferenceAddress));
   return Connect(address);
+}
+
+int TerminalColumns() {
+  winsize size{};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
 void Interrupt::Watch() {

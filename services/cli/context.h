@@ -19,6 +19,13 @@
 
 namespace quern::cli {
 
+// Where the services listen unless their flags say otherwise; `quern up --fixed-ports` too.
+inline constexpr absl::string_view kJobsAddress = "127.0.0.1:7400";
+inline constexpr absl::string_view kJobsMetricsAddress = "127.0.0.1:7401";
+inline constexpr absl::string_view kWorkerMetricsAddress = "127.0.0.1:7411";
+inline constexpr absl::string_view kInferenceAddress = "127.0.0.1:7420";
+inline constexpr absl::string_view kInferenceMetricsAddress = "127.0.0.1:7421";
+
 // Options of the program itself, before the subcommand.
 struct GlobalOptions {
   std::string jobs;            // HOST:PORT of quern-jobs; empty: from quern.json, or the default
@@ -27,15 +34,27 @@ struct GlobalOptions {
   bool json = false;           // results as JSON on standard output
 };
 
+// What the environment says; read in main.
+struct Environment {
+  std::string state_home;    // $XDG_STATE_HOME
+  std::string home;          // $HOME
+  std::string no_color;      // $NO_COLOR: anything but empty turns colours off
+  std::string proxy;         // the first of $grpc_proxy, $https_proxy, $http_proxy
+  std::string proxy_except;  // the first of $no_grpc_proxy, $no_proxy
+};
+
 class Context {
  public:
-  // `environment_state_home` and `environment_home`: $XDG_STATE_HOME and $HOME, or empty.
-  Context(const GlobalOptions& options, absl::string_view environment_state_home,
-          absl::string_view environment_home);
+  Context(const GlobalOptions& options, const Environment& environment);
+
+  const GlobalOptions& options() const { return options_; }
+  const Environment& environment() const { return environment_; }
 
   bool json() const { return options_.json; }
   // Whether standard output is a terminal: bars, updating lines.
   bool terminal() const { return terminal_; }
+  // Whether to colour standard output.
+  bool colors() const { return terminal_ && environment_.no_color.empty(); }
   // Where `quern up` keeps its data: --data-directory, or quern/ in the user's state directory.
   const std::string& data_directory() const { return data_directory_; }
   // The file in it that tells the other subcommands where the services are.
@@ -46,19 +65,25 @@ class Context {
   // for services elsewhere.
   absl::StatusOr<std::string> BelowRoot(absl::string_view path, absl::string_view root_key) const;
 
+  // A member of the file at addresses_path(); NOT_FOUND without that file.
+  absl::StatusOr<std::string> Recorded(absl::string_view key) const;
+  // `flag` unless it is empty, else what is recorded under `key`, else `fallback`.
+  absl::StatusOr<std::string> Address(absl::string_view flag, absl::string_view key,
+                                      absl::string_view fallback) const;
+
   // Channels to the services; nothing is sent yet.
   absl::StatusOr<std::shared_ptr<grpc::Channel>> Jobs() const;
   absl::StatusOr<std::shared_ptr<grpc::Channel>> Inference() const;
 
  private:
-  absl::StatusOr<std::string> Address(absl::string_view flag, absl::string_view key,
-                                      absl::string_view fallback) const;
-  // A member of quern.json; NOT_FOUND without that file.
-  absl::StatusOr<std::string> Recorded(absl::string_view key) const;
   const GlobalOptions options_;
+  const Environment environment_;
   const bool terminal_;
   std::string data_directory_;
 };
+
+// Width of the terminal behind standard output; 0 when there is none.
+int TerminalColumns();
 
 // Turns the first Ctrl-C (or SIGTERM) into a cancelled call; a second one ends the program. Until
 // Watch the signals end the program as usual. One per process. Thread-safe.
@@ -87,6 +112,12 @@ class Interrupt {
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   bool interrupted_ ABSL_GUARDED_BY(mutex_) = false;
 };
+
+// The directory of this program, where the other programs are too.
+absl::StatusOr<std::string> ProgramDirectory();
+
+// A channel to any address; nothing is sent yet.
+std::shared_ptr<grpc::Channel> Connect(const std::string& address);
 
 // What a call answered. A service that is not there is said in the user's words.
 absl::Status CallStatus(const grpc::Status& status);

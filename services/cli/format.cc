@@ -2,6 +2,7 @@
 
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
+#include <absl/strings/str_split.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,14 +11,29 @@
 namespace quern::cli {
 namespace {
 
-// Cells on the screen: bytes that do not continue a UTF-8 character.
-size_t Width(absl::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+size_t Width(absl::string_view text) { return static_cast<size_t>(Cells(text)); }
+
+}  // namespace
+
+int Cells(absl::string_view text) {
+  return static_cast<int>(std::count_if(text.begin(), text.end(), [](char c) {
     return (static_cast<unsigned char>(c) & 0xc0) != 0x80;
   }));
 }
 
-}  // namespace
+std::vector<std::string> WrapWords(absl::string_view text, int width) {
+  if (width <= 0) return {std::string(text)};
+  std::vector<std::string> lines;
+  for (absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    if (lines.empty() || Cells(lines.back()) + 1 + Cells(word) > width) {
+      lines.emplace_back(word);
+    } else {
+      absl::StrAppend(&lines.back(), " ", word);
+    }
+  }
+  if (lines.empty()) lines.emplace_back();
+  return lines;
+}
 
 std::string FormatBytes(int64_t bytes) {
   static constexpr const char* kUnits[] = {"kB", "MB", "GB", "TB"};

@@ -27,6 +27,13 @@ std::string FormatLocalTime(absl::Time time);
 // A bar of `width` cells for `fraction` in [0, 1].
 std::string FormatBar(double fraction, int width);
 
+// Cells that UTF-8 `text` takes on the screen: bytes that do not continue a character.
+int Cells(absl::string_view text);
+
+// `text` in lines of at most `width` cells, broken between words; a longer word gets a line of its
+// own. One line when `width` is 0.
+std::vector<std::string> WrapWords(absl::string_view text, int width);
+
 // The start of UTF-8 `text` that takes at most `cells` cells.
 std::string TruncateToWidth(absl::string_view text, int cells);
 

@@ -153,10 +153,16 @@ absl::Status Chat(const GenerateOptions& options, Context& context, Interrupt& i
 
 void AddCommon(CLI::App* sub, GenerateOptions& options) {
   sub->add_option("model", options.model, "a loaded model")->required();
-  sub->add_option("--temperature", options.temperature, "0: greedy")->capture_default_str();
-  sub->add_option("--top-k", options.top_k, "0: no limit")->capture_default_str();
-  sub->add_option("--top-p", options.top_p)->capture_default_str();
-  sub->add_option("--min-p", options.min_p)->capture_default_str();
+  sub->add_option("--temperature", options.temperature,
+                  "higher is more varied; 0: always the likeliest token")
+      ->capture_default_str();
+  sub->add_option("--top-k", options.top_k, "only this many likeliest tokens; 0: all")
+      ->capture_default_str();
+  sub->add_option("--top-p", options.top_p, "only the likeliest tokens of this share; 1: all")
+      ->capture_default_str();
+  sub->add_option("--min-p", options.min_p,
+                  "only tokens of at least this share of the likeliest one's; 0: all")
+      ->capture_default_str();
   sub->add_option("--seed", options.seed, "unset: chosen by the server");
   sub->add_option("--max-tokens", options.max_tokens, "0: up to the model's context")
       ->capture_default_str();
@@ -170,7 +176,7 @@ void AddGenerate(CLI::App& app, Command& command) {
   auto complete_options = std::make_shared<GenerateOptions>();
   CLI::App* complete = app.add_subcommand("complete", "Continue a text");
   AddCommon(complete, *complete_options);
-  complete->add_option("prompt", complete_options->text)->required();
+  complete->add_option("prompt", complete_options->text, "the text to continue")->required();
   complete->callback([complete_options, &command] {
     command = [complete_options](Context& context, Interrupt& interrupt) {
       interrupt.Watch();

@@ -4,8 +4,6 @@
 #include <absl/strings/str_format.h>
 #include <absl/time/clock.h>
 #include <quern/quantization/v1/quantization_service.grpc.pb.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <iostream>
@@ -74,10 +72,9 @@ class Screen {
 
  private:
   static void Rewrite(const std::string& text) {
-    winsize size{};
-    const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    const int columns = TerminalColumns();
     // A line that wraps could not be rewritten.
-    std::cout << "\r\x1b[2K" << (known ? TruncateToWidth(text, size.ws_col - 1) : text)
+    std::cout << "\r\x1b[2K" << (columns > 0 ? TruncateToWidth(text, columns - 1) : text)
               << std::flush;
   }
   const bool terminal_;

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <initializer_list>
 #include <iostream>
 #include <string>
 
@@ -17,9 +18,21 @@ namespace {
 constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 
-std::string Environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
+// The first of the variables that is set and not empty.
+std::string FirstOf(std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    const char* value = std::getenv(name);
+    if (value != nullptr && *value != '\0') return value;
+  }
+  return "";
+}
+
+quern::cli::Environment ReadEnvironment() {
+  return {.state_home = FirstOf({"XDG_STATE_HOME"}),
+          .home = FirstOf({"HOME"}),
+          .no_color = FirstOf({"NO_COLOR"}),
+          .proxy = FirstOf({"grpc_proxy", "https_proxy", "http_proxy"}),
+          .proxy_except = FirstOf({"no_grpc_proxy", "no_proxy"})};
 }
 
 }  // namespace
@@ -48,6 +61,8 @@ int main(int argc, char** argv) {
   AddGenerate(app, command);
   AddEval(app, command);
   AddBench(app, command);
+  AddHealth(app, command);
+  AddDoctor(app, command);
 
   try {
     app.parse(argc, argv);
@@ -60,10 +75,11 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : kExitUsage;
   }
 
-  Context context(options, Environment("XDG_STATE_HOME"), Environment("HOME"));
+  Context context(options, ReadEnvironment());
   Interrupt interrupt;
   const absl::Status status = command(context, interrupt);
-  if (!status.ok()) {
+  // Without a message the command has said it all.
+  if (!status.message().empty()) {
     std::cerr << "quern: " << absl::StatusCodeToString(status.code()) << ": "
               << std::string(status.message()) << std::endl;
   }

@@ -154,7 +154,7 @@ void AddModels(CLI::App& app, Command& command) {
   });
 
   CLI::App* unload = models->add_subcommand("unload", "Let running requests finish, then free it");
-  unload->add_option("model", options->id)->required();
+  unload->add_option("model", options->id, "the name it is served under")->required();
   unload->callback([options, &command] {
     command = [options](Context& context, Interrupt&) { return Unload(*options, context); };
   });

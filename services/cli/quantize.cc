@@ -174,7 +174,7 @@ void AddQuantize(CLI::App& app, Command& command) {
   sub->add_option("checkpoint", options->checkpoint,
                   "Hugging Face directory or .gguf file, below the services' --model-root")
       ->required();
-  sub->add_option("--bits", options->bits)
+  sub->add_option("--bits", options->bits, "of a weight")
       ->check(CLI::IsMember({2, 3, 4, 8}))
       ->capture_default_str();
   sub->add_option("--group-size", options->group_size,
@@ -188,7 +188,8 @@ void AddQuantize(CLI::App& app, Command& command) {
   const auto names = [](std::vector<std::string> members) {
     return CLI::IsMember(std::move(members), CLI::ignore_case);
   };
-  sub->add_option("--method", options->method)
+  sub->add_option("--method", options->method,
+                  "round to nearest, train block by block, then tune the scales end to end")
       ->transform(names({"RTN", "BLOCK_AP", "BLOCK_AP_E2E_QP"}))
       ->capture_default_str();
   sub->add_option("--preset", options->preset, "how much time to spend")
@@ -199,14 +200,15 @@ void AddQuantize(CLI::App& app, Command& command) {
                   "itself samples");
   sub->add_option("--eval-text", options->eval_text,
                   "text below --data-root to measure on as well");
-  sub->add_option("--eval-chunks", options->eval_chunks)
+  sub->add_option("--eval-chunks", options->eval_chunks, "of --eval-text, from its start")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   sub->add_option("--eval-chunk-tokens", options->eval_chunk_tokens,
                   "0: 512, or the model's context where that is less")
       ->check(CLI::Range(0, 32768))
       ->capture_default_str();
-  sub->add_option("--seed", options->seed)->capture_default_str();
+  sub->add_option("--seed", options->seed, "of sampled calibration texts and of their order")
+      ->capture_default_str();
   sub->add_option("--loss", options->loss, "of E2E-QP")
       ->transform(names({"DISTILLATION", "CROSS_ENTROPY"}));
   sub->add_option("--block-ap-samples", options->block_ap_samples, "instead of the preset's");

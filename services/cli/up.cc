@@ -76,8 +76,7 @@ class Up {
       *root = std::filesystem::canonical(given, error);
       if (error) return absl::ErrnoToStatus(error.value(), given);
     }
-    program_directory_ = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
-    if (error) return absl::ErrnoToStatus(error.value(), "path of this program");
+    ASSIGN_OR_RETURN(program_directory_, ProgramDirectory());
     return LockDirectory();
   }
 
@@ -92,8 +91,8 @@ class Up {
         absl::StrCat(directory_, ": another `quern up` runs on this directory"));
   }
 
-  std::string Listen(int port) const {
-    return absl::StrCat("127.0.0.1:", options_.fixed_ports ? port : 0);
+  std::string Listen(absl::string_view fixed) const {
+    return options_.fixed_ports ? std::string(fixed) : "127.0.0.1:0";
   }
 
   absl::Status StartAll() {
@@ -101,17 +100,17 @@ class Up {
     const std::string data_root = absl::StrCat("--data-root=", options_.data_root);
     // 0: each service takes the CPUs that it may use.
     const std::string threads = absl::StrCat("--threads=", options_.threads);
-    RETURN_IF_ERROR(Start("quern-jobs", 7401,
-                          {absl::StrCat("--listen=", Listen(7400)), model_root, data_root,
+    RETURN_IF_ERROR(Start("quern-jobs", kJobsMetricsAddress,
+                          {absl::StrCat("--listen=", Listen(kJobsAddress)), model_root, data_root,
                            absl::StrCat("--data-directory=", directory_, "/jobs")}));
     const std::string jobs = absl::StrCat("--jobs=", children_[0].grpc_address);
     RETURN_IF_ERROR(
-        Start("quern-worker", 7411,
+        Start("quern-worker", kWorkerMetricsAddress,
               {jobs, model_root, data_root, threads, absl::StrCat("--device=", options_.device),
                absl::StrCat("--work-directory=", directory_, "/work")}));
-    RETURN_IF_ERROR(Start("quern-inference", 7421,
-                          {jobs, absl::StrCat("--listen=", Listen(7420)), model_root, threads,
-                           absl::StrCat("--kv-cache-mib=", options_.kv_cache_mib),
+    RETURN_IF_ERROR(Start("quern-inference", kInferenceMetricsAddress,
+                          {jobs, absl::StrCat("--listen=", Listen(kInferenceAddress)), model_root,
+                           threads, absl::StrCat("--kv-cache-mib=", options_.kv_cache_mib),
                            absl::StrCat("--cache-directory=", directory_, "/cache")}));
     const Json addresses = {{"jobs", children_[0].grpc_address},
                             {"jobs_metrics", children_[0].metrics_address},
@@ -126,13 +125,14 @@ class Up {
   }
 
   // Starts one service and waits until it says that it serves, or ends.
-  absl::Status Start(const std::string& name, int metrics_port, std::vector<std::string> flags) {
+  absl::Status Start(const std::string& name, absl::string_view metrics_address,
+                     std::vector<std::string> flags) {
     const std::string ready_file = absl::StrCat(directory_, "/", name, ".ready.json");
     std::error_code ignored;
     std::filesystem::remove(ready_file, ignored);
     flags.insert(flags.begin(), absl::StrCat(program_directory_, "/", name));
     flags.push_back(absl::StrCat("--ready-file=", ready_file));
-    flags.push_back(absl::StrCat("--metrics-listen=", Listen(metrics_port)));
+    flags.push_back(absl::StrCat("--metrics-listen=", Listen(metrics_address)));
     Child child{.name = name, .process = nullptr, .grpc_address = "", .metrics_address = ""};
     ASSIGN_OR_RETURN(
         child.process,

@@ -22,7 +22,6 @@
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/eval/evaluate.h"
-#include "core/model/tensor_names.h"
 #include "core/plan/plan.h"
 #include "core/quant/quantize.h"
 #include "services/quantizer/calibration.h"
@@ -62,19 +61,14 @@ absl::Status Prefixed(const absl::Status& status, absl::string_view where) {
 }
 
 Machine ThisMachine(const DeviceInfo& device, int num_threads, const Checkpoint& checkpoint) {
-  int64_t num_weights = 0;
-  for (const TensorSpec& spec : ModelTensors(checkpoint.config())) {
-    if (spec.kind != TensorSpec::Kind::kVector) num_weights += spec.shape[0] * spec.shape[1];
-  }
-  const double bytes_per_weight =
-      static_cast<double>(checkpoint.weight_bytes()) / static_cast<double>(num_weights);
   // Measured on two cores of a 2021 server; a GPU of the same year.
   constexpr double kGflopsOfThread = 40;
   constexpr double kGflopsOfGpu = 20'000;
   return {.num_threads = num_threads,
           .memory_bytes = AvailableMemoryBytes(),
           .gflops = device.name == "cuda" ? kGflopsOfGpu : kGflopsOfThread * num_threads,
-          .source_bytes_per_weight = bytes_per_weight > 1.9 && bytes_per_weight < 2.5 ? 2 : 4};
+          .source_bytes_per_weight =
+              SourceBytesPerWeight(checkpoint.config(), checkpoint.weight_bytes())};
 }
 
 class Run {

@@ -3,7 +3,9 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <map>
 
+#include "core/base/file.h"
 #include "core/base/json.h"
 #include "tests/e2e/clients.h"
 #include "tests/e2e/deployment.h"
@@ -115,6 +117,37 @@ TEST_F(CliTest, MistakesAreSaidInOneLine) {
   const Outcome model = Quern({"complete", "none", "text"});
   EXPECT_EQ(model.status.exit_code, 1);
   EXPECT_THAT(model.error, HasSubstr("none"));
+}
+
+TEST_F(CliTest, DoctorAndHealthSeeWhatRuns) {
+  const Outcome doctor = Quern({"--json", "doctor"});
+  EXPECT_TRUE(doctor.status.success()) << doctor.output << doctor.error;
+  ASSERT_OK_AND_ASSIGN(const Json report, ParseJson(doctor.output, "doctor"));
+  std::map<std::string, std::string> levels;
+  for (const Json& finding : report["findings"]) {
+    levels[finding["check"].get<std::string>()] = finding["level"];
+  }
+  for (const char* check :
+       {"tiny", "data", "quern-quantizer", "quern-jobs", "quern-inference", "jobs metrics",
+        "worker metrics", "inference metrics", "workers", "versions"}) {
+    EXPECT_EQ(levels[check], "ok") << check << doctor.output;
+  }
+
+  ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile(data() + "/quern.json", 65536));
+  ASSERT_OK_AND_ASSIGN(const Json addresses, ParseJson(text, "quern.json"));
+  const auto health = [&](const std::string& address, const std::string& service) {
+    return Quern({"health", address, "--service", service}).status.exit_code;
+  };
+  EXPECT_EQ(health(addresses["jobs"], "quern.worker.v1.WorkerService"), 0);
+  EXPECT_EQ(health(addresses["inference"], "quern.inference.v1.ModelService"), 0);
+  EXPECT_EQ(health(addresses["jobs"], "quern.inference.v1.ModelService"), 1);
+  const std::string worker = addresses["worker_metrics"];
+  EXPECT_TRUE(Quern({"health", "http://" + worker + "/readyz"}).status.success());
+
+  const Outcome unreachable = Quern({"doctor", "--inference", "127.0.0.1:1"});
+  EXPECT_EQ(unreachable.status.exit_code, 1);
+  EXPECT_THAT(unreachable.output, HasSubstr("127.0.0.1:1"));
+  EXPECT_THAT(unreachable.output, HasSubstr("1 problem, "));
 }
 
 }  // namespace

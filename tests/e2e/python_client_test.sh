@@ -14,7 +14,7 @@ trap cleanup EXIT
 
 cp -r "$QUERN_SOURCE_DIR/proto" "$work/proto"
 (cd "$work" && "$python" -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
-  $(cd "$work" && find proto -name '*.proto'))
+  $(cd "$work" && find proto/quern -name '*.proto'))
 # Exactly the program that the README prints.
 awk '/^```python$/ { on = 1; next } /^```$/ { on = 0 } on' "$QUERN_SOURCE_DIR/README.md" >"$work/client.py"
 

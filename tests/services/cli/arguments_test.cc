@@ -12,8 +12,8 @@ class ArgumentsTest : public CliTest {};
 TEST_F(ArgumentsTest, HelpAndVersion) {
   const Result help = Run({"--help"});
   EXPECT_EQ(help.exit_code, 0);
-  for (const char* command :
-       {"up", "quantize", "jobs", "artifacts", "models", "complete", "chat", "eval", "bench"}) {
+  for (const char* command : {"up", "quantize", "jobs", "artifacts", "models", "complete", "chat",
+                              "eval", "bench", "health", "doctor"}) {
     EXPECT_THAT(help.output, HasSubstr(command));
     const Result sub = Run({command, "--help"});
     EXPECT_EQ(sub.exit_code, 0) << command;
@@ -54,6 +54,9 @@ TEST_F(ArgumentsTest, UsageErrors) {
       {{"eval", "m"}, "--source"},
       {{"bench"}, "subcommand"},
       {{"bench", "model", "m", "--output-tokens", "1"}, "--output-tokens"},
+      {{"health"}, "address"},
+      {{"health", "127.0.0.1:1", "--timeout", "0"}, "--timeout"},
+      {{"doctor", "--timeout", "x"}, "--timeout"},
       {{"up", "--device", "tpu"}, "--device"},
       {{"up", "--model-root", "/no/such/directory"}, "--model-root"},
   };

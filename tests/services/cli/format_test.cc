@@ -46,6 +46,15 @@ TEST(FormatTest, TruncatesByCharacters) {
   EXPECT_EQ(TruncateToWidth("abc", 0), "");
 }
 
+TEST(FormatTest, WrapsBetweenWords) {
+  using Lines = std::vector<std::string>;
+  EXPECT_EQ(WrapWords("a bc  def g", 4), (Lines{"a bc", "def", "g"}));
+  EXPECT_EQ(WrapWords("ééé éé é", 6), (Lines{"ééé éé", "é"}));
+  EXPECT_EQ(WrapWords("longer than", 3), (Lines{"longer", "than"}));
+  EXPECT_EQ(WrapWords("as it is", 0), (Lines{"as it is"}));
+  EXPECT_EQ(WrapWords("", 4), (Lines{""}));
+}
+
 TEST(FormatTest, TableAlignsColumns) {
   EXPECT_EQ(FormatTable({{"NAME", "SIZE"}, {"é", "5"}, {"longer", "1234"}}, {false, true}),
             "NAME    SIZE\n"

@@ -1,0 +1,24 @@
+#ifndef QUERN_SERVICES_CLI_HTTP_H_
+#define QUERN_SERVICES_CLI_HTTP_H_
+
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
+
+#include <string>
+
+namespace quern::cli {
+
+struct HttpAnswer {
+  int status = 0;
+  std::string body;        // at most 16 MiB
+  absl::Time server_time;  // of its Date header; InfinitePast without one
+};
+
+// GETs "http://HOST[:PORT][/PATH]" and waits at most `timeout`. INVALID_ARGUMENT for another kind
+// of URL, UNAVAILABLE when no answer comes, DEADLINE_EXCEEDED. Any HTTP status is an answer.
+absl::StatusOr<HttpAnswer> HttpGet(absl::string_view url, absl::Duration timeout);
+
+}  // namespace quern::cli
+
+#endif  // QUERN_SERVICES_CLI_HTTP_H_

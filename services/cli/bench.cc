@@ -144,7 +144,9 @@ void AddBench(CLI::App& app, Command& command) {
   sub->add_option("--repeat", options->repeat, "runs; the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  sub->add_option("--threads", options->threads, "0: one for each CPU")->check(CLI::Range(0, 1024));
+  sub->add_option("--threads", options->threads, "0: one for each CPU")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt&) { return Run(*options, context); };
   });

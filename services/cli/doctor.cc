@@ -57,11 +57,13 @@ void AddDoctor(CLI::App& app, Command& command) {
                   "checkpoints are below it (default: as `quern up` has it)");
   sub->add_option("--quantizer", options->quantizer,
                   "path of quern-quantizer (default: beside this program)");
-  sub->add_option("--jobs-metrics", options->jobs_metrics, "HOST:PORT of quern-jobs' metrics");
+  sub->add_option("--jobs-metrics", options->jobs_metrics,
+                  "HOST:PORT of quern-jobs' metrics (default: as recorded, or 127.0.0.1:7401)");
   sub->add_option("--worker-metrics", options->worker_metrics,
-                  "HOST:PORT of quern-worker's metrics");
-  sub->add_option("--inference-metrics", options->inference_metrics,
-                  "HOST:PORT of quern-inference's metrics");
+                  "HOST:PORT of quern-worker's metrics (default: as recorded, or 127.0.0.1:7411)");
+  sub->add_option(
+      "--inference-metrics", options->inference_metrics,
+      "HOST:PORT of quern-inference's metrics (default: as recorded, or 127.0.0.1:7421)");
   sub->add_option("--prometheus", options->prometheus,
                   "http://HOST:PORT of the Prometheus server that should scrape the services");
   sub->add_option("--timeout", *timeout_seconds, "seconds to wait for each answer")

@@ -108,7 +108,9 @@ void AddEval(CLI::App& app, Command& command) {
   sub->add_option("--max-chunks", options->max_chunks, "from the start of the text; 0: all")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
-  sub->add_option("--threads", options->threads, "0: one for each CPU")->check(CLI::Range(0, 1024));
+  sub->add_option("--threads", options->threads, "0: one for each CPU")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt&) { return Run(*options, context); };
   });

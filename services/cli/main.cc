@@ -46,10 +46,14 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   GlobalOptions options;
-  app.add_option("--jobs", options.jobs, "HOST:PORT of quern-jobs");
-  app.add_option("--inference", options.inference, "HOST:PORT of quern-inference");
-  app.add_option("--data-directory", options.data_directory,
-                 "where `quern up` keeps its data and tells where its services are");
+  app.add_option("--jobs", options.jobs,
+                 "HOST:PORT of quern-jobs (default: as `quern up` recorded it, or 127.0.0.1:7400)");
+  app.add_option("--inference", options.inference,
+                 "HOST:PORT of quern-inference (default: as recorded, or 127.0.0.1:7420)");
+  app.add_option(
+      "--data-directory", options.data_directory,
+      "where `quern up` keeps its data and records its addresses (default: quern/ in the "
+      "user's state directory)");
   app.add_flag("--json", options.json, "print results as JSON");
 
   Command command;

@@ -235,7 +235,8 @@ void AddUp(CLI::App& app, Command& command) {
                  "directory)");
   up->add_option("--threads", options->threads,
                  "threads of the worker and of the engine (0: all cores)")
-      ->check(CLI::Range(0, 1024));
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   up->add_option("--device", options->device, "of the worker")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();

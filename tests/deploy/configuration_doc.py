@@ -82,13 +82,11 @@ def cli_options(*command):
         if line and not line.startswith(' '):
             section = line
         elif section in ('Positionals:', 'Options:') and line.strip():
-            head, meaning = line[:30].strip(), line[30:].strip()
             if line.startswith('   '):  # the description of the line above
-                rows[-1][3] = meaning
+                rows[-1][3] = line.strip()
                 continue
-            if len(line) > 30 and line[29] != ' ':
-                head, meaning = line.strip(), ''
-            rows.append(cli_row(head, meaning))
+            head, _, meaning = line.strip().partition('  ')
+            rows.append(cli_row(head, meaning.strip()))
     return lines[0], [row for row in rows if row[0] != '-h,--help']
 
 

@@ -97,15 +97,17 @@ absl::StatusOr<std::optional<worker::v1::Lease>> LeaseLoop::AskForLease(
   worker::v1::LeaseJobRequest request;
   request.set_worker(options_.name);
   *request.mutable_capabilities() = capabilities_;
-  request.mutable_wait_duration()->set_seconds(absl::ToInt64Seconds(options_.wait));
   request.set_request_id(request_id);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() +
-                       absl::ToChronoMilliseconds(options_.wait + options_.session.rpc_timeout));
   {
     MutexLock lock(&mutex_);
     if (draining_) return std::nullopt;
     waiting_call_ = &context;
+    // Until quern-jobs has answered, an answer at once: it makes this worker ready.
+    const absl::Duration wait = last_answer_.ok() ? options_.wait : absl::ZeroDuration();
+    request.mutable_wait_duration()->set_seconds(absl::ToInt64Seconds(wait));
+    context.set_deadline(std::chrono::system_clock::now() +
+                         absl::ToChronoMilliseconds(wait + options_.session.rpc_timeout));
   }
   worker::v1::LeaseJobResponse response;
   const grpc::Status status = stub_->LeaseJob(&context, request, &response);

@@ -120,6 +120,15 @@ TEST_F(CliTest, MistakesAreSaidInOneLine) {
 }
 
 TEST_F(CliTest, DoctorAndHealthSeeWhatRuns) {
+  ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile(data() + "/quern.json", 65536));
+  ASSERT_OK_AND_ASSIGN(const Json addresses, ParseJson(text, "quern.json"));
+  const std::string worker = addresses["worker_metrics"];
+  // The worker is ready once quern-jobs has answered it, soon after its start.
+  const absl::Time deadline = E2eDeadline();
+  while (!Quern({"health", "http://" + worker + "/readyz"}).status.success()) {
+    ASSERT_LT(absl::Now(), deadline);
+  }
+
   const Outcome doctor = Quern({"--json", "doctor"});
   EXPECT_TRUE(doctor.status.success()) << doctor.output << doctor.error;
   ASSERT_OK_AND_ASSIGN(const Json report, ParseJson(doctor.output, "doctor"));
@@ -133,16 +142,12 @@ TEST_F(CliTest, DoctorAndHealthSeeWhatRuns) {
     EXPECT_EQ(levels[check], "ok") << check << doctor.output;
   }
 
-  ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile(data() + "/quern.json", 65536));
-  ASSERT_OK_AND_ASSIGN(const Json addresses, ParseJson(text, "quern.json"));
   const auto health = [&](const std::string& address, const std::string& service) {
     return Quern({"health", address, "--service", service}).status.exit_code;
   };
   EXPECT_EQ(health(addresses["jobs"], "quern.worker.v1.WorkerService"), 0);
   EXPECT_EQ(health(addresses["inference"], "quern.inference.v1.ModelService"), 0);
   EXPECT_EQ(health(addresses["jobs"], "quern.inference.v1.ModelService"), 1);
-  const std::string worker = addresses["worker_metrics"];
-  EXPECT_TRUE(Quern({"health", "http://" + worker + "/readyz"}).status.success());
 
   const Outcome unreachable = Quern({"doctor", "--inference", "127.0.0.1:1"});
   EXPECT_EQ(unreachable.status.exit_code, 1);

@@ -151,6 +151,14 @@ class LeaseLoopTest : public JobsServerTest {
   std::thread thread_;
 };
 
+// Not after the 20 s that a call waits for a job.
+TEST_F(LeaseLoopTest, IdleWorkerIsReadyAtOnce) {
+  const absl::Time start = absl::Now();
+  StartWorker();
+  EXPECT_TRUE(Eventually([&] { return loop_->Ready().ok(); }));
+  EXPECT_LT(absl::Now() - start, LeaseLoopOptions().wait);
+}
+
 TEST_F(LeaseLoopTest, SeesAJobToItsEnd) {
   StartWorker();
   const std::string name = CreateName();

@@ -32,16 +32,6 @@ struct Needs {
   int64_t disk_bytes = 0;
 };
 
-// Limits of the control groups that this process is in; 0: none.
-struct CgroupLimits {
-  double cpus = 0;
-  int64_t memory_bytes = 0;
-};
-
-// `mount`: where control groups are mounted, /sys/fs/cgroup (version 1 or 2). `membership`: the
-// text of /proc/self/cgroup. The tightest limit of the group and of those above it.
-CgroupLimits ReadCgroupLimits(const std::string& mount, absl::string_view membership);
-
 // Processor, memory, limits, clock; the disk of `data_directory`.
 void CheckMachine(const Needs& needs, const std::string& data_directory, Findings& findings);
 

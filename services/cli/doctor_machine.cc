@@ -1,17 +1,12 @@
-#include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
-#include <absl/strings/str_split.h>
-#include <absl/strings/strip.h>
 #include <absl/time/clock.h>
 #include <sys/resource.h>
 #include <sys/timex.h>
 #include <time.h>
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
-#include <utility>
 
 #include "core/base/machine.h"
 #include "kernels/kernels.h"
@@ -30,38 +25,6 @@ constexpr rlim_t kMinOpenFiles = 1024;
 // A clock before it has never been set: this program is younger.
 constexpr absl::CivilDay kEarliest(2026, 1, 1);
 
-std::string ReadWord(const std::string& path) {
-  return std::string(absl::StripAsciiWhitespace(ReadKernelFile(path)));
-}
-
-// Of one group; version 2 first, whose files version 1 does not have.
-CgroupLimits LimitsOf(const std::string& directory) {
-  CgroupLimits limits;
-  const std::pair<std::string, std::string> quota_period =
-      absl::StrSplit(ReadWord(directory + "/cpu.max"), absl::MaxSplits(' ', 1));
-  std::string quota = quota_period.first;
-  std::string period = quota_period.second;
-  if (quota.empty()) {
-    quota = ReadWord(directory + "/cpu.cfs_quota_us");
-    period = ReadWord(directory + "/cpu.cfs_period_us");
-  }
-  double quota_us = 0;
-  double period_us = 0;
-  if (absl::SimpleAtod(quota, &quota_us) && absl::SimpleAtod(period, &period_us) && quota_us > 0 &&
-      period_us > 0) {
-    limits.cpus = quota_us / period_us;
-  }
-  std::string memory = ReadWord(directory + "/memory.max");
-  if (memory.empty()) memory = ReadWord(directory + "/memory.limit_in_bytes");
-  // Version 1 writes "no limit" as the largest multiple of a page.
-  constexpr int64_t kNoLimit = int64_t{1} << 60;
-  int64_t bytes = 0;
-  if (absl::SimpleAtoi(memory, &bytes) && bytes > 0 && bytes < kNoLimit) {
-    limits.memory_bytes = bytes;
-  }
-  return limits;
-}
-
 void CheckKernels(Findings& findings) {
   const std::string name = kernels::BestKernels().name;
   if (name != "scalar") return findings.Ok("kernels", absl::StrCat("the ", name, " table"));
@@ -71,24 +34,17 @@ void CheckKernels(Findings& findings) {
                 "works, many times slower");
 }
 
-void CheckCores(const CgroupLimits& limits, Findings& findings) {
-  const int cpus = AllowedCpus();
-  const std::string found = absl::StrCat(cpus, cpus == 1 ? " CPU" : " CPUs");
-  if (limits.cpus == 0) return findings.Ok("cores", found);
-  const std::string quota = absl::StrFormat("%s, quota of %.4g", found, limits.cpus);
-  if (limits.cpus >= cpus) return findings.Ok("cores", quota);
-  findings.Warn("cores", quota, "a quota of no less than the CPUs, or as many threads as the quota",
-                absl::StrFormat("start the services with --threads=%d: one thread for each CPU is "
-                                "stopped again and again when the quota is used up",
-                                std::max(1, static_cast<int>(std::floor(limits.cpus)))));
+void CheckCores(Findings& findings) {
+  const int cpus = AvailableCpus();
+  findings.Ok("cores", absl::StrCat(cpus, cpus == 1 ? " CPU" : " CPUs", " for this process"));
 }
 
-void CheckMemory(const Needs& needs, const CgroupLimits& limits, Findings& findings) {
+void CheckMemory(const Needs& needs, Findings& findings) {
   const std::string meminfo = ReadKernelFile("/proc/meminfo");
   const int64_t total = FindKernelBytes(meminfo, "MemTotal");
   if (total == 0) return findings.Skip("memory", "/proc/meminfo says nothing about it");
-  const bool limited = limits.memory_bytes > 0 && limits.memory_bytes < total;
-  const int64_t usable = limited ? limits.memory_bytes : total;
+  const int64_t usable = AvailableMemoryBytes();
+  const bool limited = usable < total;
   const int64_t available = std::min(usable, FindKernelBytes(meminfo, "MemAvailable"));
   const std::string found =
       absl::StrCat(FormatBytes(usable), limited ? " by the control group's limit" : "", ", ",
@@ -178,36 +134,10 @@ absl::Duration OffsetToBootClock() {
 
 }  // namespace
 
-CgroupLimits ReadCgroupLimits(const std::string& mount, absl::string_view membership) {
-  CgroupLimits tightest;
-  const auto take = [&tightest](const CgroupLimits& limits) {
-    const auto tighten = [](auto& old, auto found) {
-      if (found > 0 && (old == 0 || found < old)) old = found;
-    };
-    tighten(tightest.cpus, limits.cpus);
-    tighten(tightest.memory_bytes, limits.memory_bytes);
-  };
-  // "0::/path" (version 2) or "4:cpu,cpuacct:/path".
-  for (absl::string_view line : absl::StrSplit(membership, '\n', absl::SkipEmpty())) {
-    const std::vector<std::string> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
-    if (parts.size() != 3) continue;
-    const std::string root = parts[1].empty() ? mount : absl::StrCat(mount, "/", parts[1]);
-    std::filesystem::path group(parts[2]);
-    while (group.has_relative_path()) {
-      take(LimitsOf(root + group.string()));
-      group = group.parent_path();
-    }
-    take(LimitsOf(root));
-  }
-  return tightest;
-}
-
 void CheckMachine(const Needs& needs, const std::string& data_directory, Findings& findings) {
-  const CgroupLimits limits =
-      ReadCgroupLimits("/sys/fs/cgroup", ReadKernelFile("/proc/self/cgroup"));
   CheckKernels(findings);
-  CheckCores(limits, findings);
-  CheckMemory(needs, limits, findings);
+  CheckCores(findings);
+  CheckMemory(needs, findings);
   CheckDisk(needs, data_directory, findings);
   CheckOpenFiles(findings);
   CheckClock(findings);

@@ -83,7 +83,7 @@ absl::StatusOr<Opened> Open(const fs::path& root, const std::string& relative) {
                    OpenCheckpoint((root / relative).string()));
   Task task;
   task.checkpoint_path = relative;
-  const Machine machine{.num_threads = AllowedCpus(),
+  const Machine machine{.num_threads = AvailableCpus(),
                         .source_bytes_per_weight =
                             SourceBytesPerWeight(checkpoint->config(), checkpoint->weight_bytes())};
   ASSIGN_OR_RETURN(const PlanResult plan, MakePlan(task, checkpoint->config(), machine));

@@ -222,35 +222,6 @@ TEST_F(DoctorTest, TextEndsWithTheSummary) {
   EXPECT_THAT(last, HasSubstr("1 problem, "));
 }
 
-TEST(CgroupTest, TightestLimitOfBothVersions) {
-  const TempDirectory mount;
-  const auto write = [&mount](const std::string& file, const std::string& text) {
-    std::filesystem::create_directories(std::filesystem::path(mount.Path(file)).parent_path());
-    OverwriteFile(mount.Path(file), text + "\n");
-  };
-  EXPECT_EQ(cli::ReadCgroupLimits(mount.path(), "0::/\n").cpus, 0);
-  write("a/cpu.max", "max 100000");
-  write("a/memory.max", "max");
-  write("a/b/cpu.max", "150000 100000");
-  write("a/b/memory.max", "4000000000");
-  EXPECT_EQ(cli::ReadCgroupLimits(mount.path(), "0::/a\n").memory_bytes, 0);
-  const cli::CgroupLimits inner = cli::ReadCgroupLimits(mount.path(), "0::/a/b\n");
-  EXPECT_EQ(inner.cpus, 1.5);
-  EXPECT_EQ(inner.memory_bytes, 4'000'000'000);
-  write("a/memory.max", "3000000000");
-  EXPECT_EQ(cli::ReadCgroupLimits(mount.path(), "0::/a/b\n").memory_bytes, 3'000'000'000);
-
-  write("cpu,cpuacct/c/cpu.cfs_quota_us", "-1");
-  write("cpu,cpuacct/cpu.cfs_quota_us", "50000");
-  write("cpu,cpuacct/cpu.cfs_period_us", "100000");
-  write("memory/c/memory.limit_in_bytes", "2000000000");
-  write("memory/memory.limit_in_bytes", "9223372036854771712");
-  const cli::CgroupLimits first =
-      cli::ReadCgroupLimits(mount.path(), "4:memory:/c\n2:cpu,cpuacct:/c\n");
-  EXPECT_EQ(first.cpus, 0.5);
-  EXPECT_EQ(first.memory_bytes, 2'000'000'000);
-}
-
 TEST(ScrapeTest, LabelsAndValues) {
   const auto samples = cli::ParseScrape(
       "# HELP a b\na 1\nb{x=\"1\",y=\"q\\\"\\\\\\n\"} 2.5 1700000000\nbroken{x=\"1\nc{} +Inf\n");

@@ -23,6 +23,9 @@ const prometheus::Histogram::BucketBoundaries kStoreBuckets = {
 // Reasons come from workers: what is not known here shares one label.
 constexpr char kOtherReason[] = "OTHER";
 
+constexpr std::array<const char*, 7> kJobStoreOps = {"create", "cancel",  "delete",  "lease",
+                                                     "renew",  "release", "complete"};
+
 std::string ReasonLabel(const JobRecord& job) {
   if (job.state != JobState::kFailed) return "";
   quantization::v1::JobError error;
@@ -102,6 +105,8 @@ JobsMetrics::JobsMetrics(prometheus::Registry& registry)
   for (const absl::string_view reason : kErrorReasons) {
     finished_.Add({{"state", failed}, {"error_reason", std::string(reason)}});
   }
+  for (const char* op : kJobStoreOps) StoreOp(op, "sqlite");
+  StoreOp("commit_blob", "local");
 }
 
 void JobsMetrics::CountFinished(const JobRecord& job) {

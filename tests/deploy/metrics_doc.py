@@ -22,7 +22,7 @@ made from their answers by `tests/deploy/metrics_doc.py --write`; a test fails w
 Names follow Prometheus' rules: base units, `_total` for counters. A histogram also has `_bucket`
 (with the label `le`), `_sum` and `_count`. Labels have few values: never the name of a job or of a
 request. A series exists from the start of its service, so that its first event counts; those of
-models begin with the load, those of workers, RPCs and store operations with the first of each.
+models begin with the load, those of workers and RPCs with the first of each.
 
 **How many series.** At most 1,000 for each service, unless more than three models are in memory or
 more than 200 workers come. `model` is the alias that a model was loaded under; it has about 170

@@ -60,7 +60,8 @@ class Session:
         self.start = time.time()
         # What callers saw.
         self.lock = threading.Lock()
-        self.outcomes, self.prompt_tokens, self.output_tokens, self.refused = {}, 0, 0, 0
+        self.outcomes, self.prompt_tokens, self.output_tokens = {}, 0, 0
+        self.cancelled, self.refused = 0, 0
 
     def __enter__(self):
         try:
@@ -213,6 +214,8 @@ class Session:
             except grpc.RpcError as error:
                 if error.code() != grpc.StatusCode.CANCELLED:
                     raise
+                with self.lock:
+                    self.cancelled += 1
                 return
             outcome = inf.GenerateTextResponse.FinishReason.Name(last.finish_reason).lower()
             with self.lock:

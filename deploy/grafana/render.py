@@ -151,7 +151,8 @@ class Painter:
             cells.append([max(0, values.get(t, 0) - below[t]) or math.nan for t in times])
             below = {t: values.get(t, 0) for t in times}
         used = [i for i, row in enumerate(cells) if any(value > 0 for value in row)] or [0]
-        low, high = max(0, used[0] - 1), used[-1] + 1
+        low = max(0, used[0] - 1)
+        high = max(used[-1] + 1, low + 2)  # One row alone is not drawn.
         axes.pcolormesh(times, range(high - low), cells[low:high], cmap="Oranges", shading="nearest")
         axes.set_yticks(range(high - low), [human(le, "s") for le, _ in rows[low:high]])
         self.time_axis(axes)

@@ -8,12 +8,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <utility>
 #include <vector>
 
 #include "core/base/file.h"
+#include "core/base/machine.h"
 
 namespace quern {
 namespace {
@@ -30,15 +29,9 @@ enum StatField {
   kNumFields = 22
 };
 
-// Files of /proc have no size that could be asked for.
-std::string ReadProcFile(const char* path) {
-  std::ifstream file(path);
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
 // Unix time at which the machine started, in seconds; 0 when the kernel does not say.
 double BootTimeSeconds() {
-  const std::string stat = ReadProcFile("/proc/stat");
+  const std::string stat = ReadKernelFile("/proc/stat");
   for (const absl::string_view line : absl::StrSplit(stat, '\n')) {
     double seconds = 0;
     if (line.substr(0, 6) == "btime " && absl::SimpleAtod(line.substr(6), &seconds)) return seconds;
@@ -79,7 +72,7 @@ ProcessMetrics::ProcessMetrics(prometheus::Registry& registry, const std::string
                            {{"directory", label}})) {}
 
 void ProcessMetrics::Update() {
-  const std::string stat = ReadProcFile("/proc/self/stat");
+  const std::string stat = ReadKernelFile("/proc/self/stat");
   const size_t name_end = stat.rfind(')');
   std::vector<double> fields;
   if (name_end != std::string::npos) {

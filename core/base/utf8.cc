@@ -1,5 +1,8 @@
 #include "core/base/utf8.h"
 
+#include <absl/strings/escaping.h>
+#include <absl/strings/str_cat.h>
+
 #include <cstdint>
 
 namespace quern {
@@ -50,6 +53,18 @@ size_t FindInvalidUtf8(absl::string_view bytes) {
     offset += step.num_bytes;
   }
   return absl::string_view::npos;
+}
+
+std::string Quoted(absl::string_view text, size_t max_bytes) {
+  absl::string_view shown = text.substr(0, max_bytes);
+  const size_t invalid = FindInvalidUtf8(shown);
+  // A character that the cut went through is left out; bytes of another kind are shown as such.
+  if (shown.size() < text.size() && invalid != absl::string_view::npos &&
+      NextUtf8(shown.substr(invalid)).kind == Utf8Step::Kind::kIncomplete) {
+    shown = shown.substr(0, invalid);
+  }
+  return absl::StrCat("\"", IsUtf8(shown) ? absl::Utf8SafeCEscape(shown) : absl::CEscape(shown),
+                      shown.size() < text.size() ? "...\"" : "\"");
 }
 
 bool IsUnicodeSpace(char32_t c) {

@@ -32,6 +32,10 @@ inline bool IsUtf8(absl::string_view bytes) {
   return FindInvalidUtf8(bytes) == absl::string_view::npos;
 }
 
+// `text` in quotes for a message: at most its first `max_bytes` bytes (with "..." for the rest),
+// with control characters escaped, and every byte beyond ASCII too where they are not UTF-8.
+std::string Quoted(absl::string_view text, size_t max_bytes = 80);
+
 // White_Space of Unicode, which is what \s means in the patterns of tokenizer.json files.
 bool IsUnicodeSpace(char32_t code_point);
 

@@ -18,6 +18,9 @@
 
 namespace quern {
 
+// A longer chat template is refused.
+inline constexpr size_t kMaxChatTemplateBytes = size_t{1} << 20;
+
 struct OpenCheckpointOptions {
   // Replaces the declared context (max_position_embeddings); 0 keeps it.
   int max_position_embeddings = 0;
@@ -34,7 +37,8 @@ class Checkpoint {
   // for Tokenizer::FromJson. Empty when the checkpoint carries none.
   const std::string& tokenizer_json() const { return tokenizer_json_; }
 
-  // The model's own chat template text, or empty. It is recognised, never run.
+  // The model's own chat template text (at most kMaxChatTemplateBytes), or empty. It is recognised,
+  // never run.
   const std::string& chat_template() const { return chat_template_; }
 
   // The tensor under its Hugging Face name: exactly those of ModelTensors(config()), each with

@@ -1,7 +1,6 @@
 #include "core/checkpoint/gguf.h"
 
 #include <absl/numeric/int128.h>
-#include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 
@@ -12,6 +11,7 @@
 
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
+#include "core/base/utf8.h"
 
 namespace quern {
 namespace {
@@ -53,10 +53,6 @@ std::optional<GgmlType> ReadableType(uint32_t number) {
       return type;
   }
   return std::nullopt;
-}
-
-std::string Quoted(absl::string_view name) {
-  return absl::StrCat("\"", absl::CEscape(name.substr(0, 80)), name.size() > 80 ? "...\"" : "\"");
 }
 
 // The format is little-endian, and so are the CPUs this runs on.

@@ -36,6 +36,9 @@ std::string GgmlTypeName(uint32_t type);
 // dequantize_row_*: Q8_0 d * q; Q4_0 d * (q - 8); Q4_1 d * q + m, with d and m in F16.
 void DequantizeGgml(GgmlType type, const uint8_t* blocks, int64_t num_elements, float* out);
 
+// How converters write that a special token does not exist.
+inline constexpr uint32_t kNoGgufToken = UINT32_MAX;
+
 struct GgufTensor {
   GgmlType type = GgmlType::kF32;
   std::vector<int64_t> shape;  // slowest dimension first, as Hugging Face writes it

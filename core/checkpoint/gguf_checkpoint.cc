@@ -1,6 +1,5 @@
 #include "core/checkpoint/gguf_checkpoint.h"
 
-#include <absl/strings/escaping.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
@@ -24,8 +23,6 @@
 
 namespace quern {
 namespace {
-
-constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 
 class GgufCheckpoint final : public Checkpoint {
  public:
@@ -95,9 +92,9 @@ absl::Status GgufCheckpoint::FindTensors() {
   }
   unused.erase(kGgufRopeFactorsName);
   if (!unused.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        file_.path(), ": tensor \"", absl::CEscape(*unused.begin()), "\" (of ", unused.size(),
-        ") is no part of a ", config_.model_type, " model with this configuration"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file_.path(), ": tensor ", Quoted(*unused.begin()), " (of ", unused.size(),
+                     ") is no part of a ", config_.model_type, " model with this configuration"));
   }
   return absl::OkStatus();
 }
@@ -105,8 +102,8 @@ absl::Status GgufCheckpoint::FindTensors() {
 absl::Status GgufCheckpoint::ReadTemplate() {
   constexpr absl::string_view kKey = "tokenizer.chat_template";
   ASSIGN_OR_RETURN(chat_template_, file_.StringOr(kKey, ""));
-  if (chat_template_.size() > kMaxTemplateBytes || !IsUtf8(chat_template_)) {
-    return file_.Wrong(kKey, absl::StrCat("UTF-8 of at most ", kMaxTemplateBytes, " bytes"));
+  if (chat_template_.size() > kMaxChatTemplateBytes || !IsUtf8(chat_template_)) {
+    return file_.Wrong(kKey, absl::StrCat("UTF-8 of at most ", kMaxChatTemplateBytes, " bytes"));
   }
   return absl::OkStatus();
 }

@@ -53,8 +53,6 @@ constexpr absl::string_view kForeignKeys[] = {
     "attention.sliding_window_pattern",
 };
 
-constexpr uint32_t kNoToken = UINT32_MAX;  // how converters write "none"
-
 // Reads the keys of one architecture.
 class ConfigReader {
  public:
@@ -230,8 +228,8 @@ absl::Status ConfigReader::ReadRopeFactors() {
 
 absl::StatusOr<int> ConfigReader::TokenId(absl::string_view name) const {
   const std::string key = absl::StrCat("tokenizer.ggml.", name, "_token_id");
-  ASSIGN_OR_RETURN(const int64_t id, file_.IntOr(key, 0, kNoToken, kNoToken));
-  if (id == kNoToken) return -1;
+  ASSIGN_OR_RETURN(const int64_t id, file_.IntOr(key, 0, kNoGgufToken, kNoGgufToken));
+  if (id == kNoGgufToken) return -1;
   if (id >= config_.vocab_size) {
     return file_.Wrong(key, absl::StrCat("less than the vocabulary of ", config_.vocab_size));
   }

@@ -2,7 +2,6 @@
 
 #include <absl/container/flat_hash_map.h>
 #include <absl/container/flat_hash_set.h>
-#include <absl/strings/escaping.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
@@ -29,7 +28,6 @@ constexpr size_t kMaxTokenBytes = 4'096;
 // A piece's splits are looked up one by one, so their cost grows with the square of its length.
 constexpr size_t kMaxPieceBytes = 256;
 constexpr size_t kMaxJsonBytes = size_t{64} << 20;
-constexpr uint32_t kNoToken = UINT32_MAX;                 // how converters write "none"
 constexpr absl::string_view kMetaspace = "\xe2\x96\x81";  // U+2581
 
 // tokenizer.ggml.token_type
@@ -115,16 +113,16 @@ absl::Status Translator::CheckToken(size_t id, size_t max_token_bytes) const {
     return Damaged(absl::StrCat("tokens: id ", id, " has ", token.text.size(),
                                 " bytes, wanted 1 to ", max_token_bytes));
   }
-  const std::string shown = absl::CEscape(token.text.substr(0, 80));
+  const std::string shown = Quoted(token.text);
   if (!IsUtf8(token.text)) {
-    return Damaged(absl::StrCat("tokens: id ", id, " \"", shown, "\" is not UTF-8"));
+    return Damaged(absl::StrCat("tokens: id ", id, " ", shown, " is not UTF-8"));
   }
   constexpr absl::string_view kHex = "0123456789ABCDEF";
   if (token.type == kByte &&
       (token.text.size() != 6 || token.text.substr(0, 3) != "<0x" || token.text[5] != '>' ||
        !absl::StrContains(kHex, token.text[3]) || !absl::StrContains(kHex, token.text[4]))) {
     return Damaged(
-        absl::StrCat("tokens: byte token \"", shown, "\" of id ", id, ", wanted <0x00> to <0xFF>"));
+        absl::StrCat("tokens: byte token ", shown, " of id ", id, ", wanted <0x00> to <0xFF>"));
   }
   return absl::OkStatus();
 }
@@ -150,8 +148,8 @@ absl::Status Translator::ReadTokens(size_t max_token_bytes) {
     if (tokens_[id].type == kUnused) continue;
     RETURN_IF_ERROR(CheckToken(id, max_token_bytes));
     if (!seen.insert(tokens_[id].text).second) {
-      return Damaged(absl::StrCat("tokens: \"", absl::CEscape(tokens_[id].text.substr(0, 80)),
-                                  "\" occurs twice, again as id ", id));
+      return Damaged(
+          absl::StrCat("tokens: ", Quoted(tokens_[id].text), " occurs twice, again as id ", id));
     }
   }
   return absl::OkStatus();
@@ -159,8 +157,8 @@ absl::Status Translator::ReadTokens(size_t max_token_bytes) {
 
 absl::StatusOr<std::optional<size_t>> Translator::SpecialId(absl::string_view name) const {
   const std::string key = absl::StrCat("tokenizer.ggml.", name, "_token_id");
-  ASSIGN_OR_RETURN(const int64_t id, file_.IntOr(key, 0, kNoToken, kNoToken));
-  if (id == kNoToken) return std::nullopt;
+  ASSIGN_OR_RETURN(const int64_t id, file_.IntOr(key, 0, kNoGgufToken, kNoGgufToken));
+  if (id == kNoGgufToken) return std::nullopt;
   if (static_cast<size_t>(id) >= tokens_.size() ||
       tokens_[static_cast<size_t>(id)].type == kUnused) {
     return file_.Wrong(key, absl::StrCat("the id of one of the ", tokens_.size(), " tokens"));
@@ -291,9 +289,8 @@ absl::StatusOr<Json> Translator::ByteLevelBpe() {
   merges.reserve(merge_texts.size());
   for (absl::string_view text : merge_texts) {
     if (text.size() > 2 * kMaxTokenBytes || !IsUtf8(text)) {
-      return Damaged(absl::StrCat("merges: number ", merges.size(), " \"",
-                                  absl::CEscape(text.substr(0, 80)),
-                                  "\" is not UTF-8 or too long"));
+      return Damaged(absl::StrCat("merges: number ", merges.size(), " ", Quoted(text),
+                                  " is not UTF-8 or too long"));
     }
     merges.emplace_back(text);
   }

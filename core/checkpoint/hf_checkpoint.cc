@@ -1,7 +1,6 @@
 #include "core/checkpoint/hf_checkpoint.h"
 
 #include <absl/strings/ascii.h>
-#include <absl/strings/escaping.h>
 #include <absl/strings/match.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
@@ -33,13 +32,8 @@ constexpr absl::string_view kIndexFile = "model.safetensors.index.json";
 constexpr size_t kMaxConfigBytes = size_t{1} << 20;
 constexpr size_t kMaxIndexBytes = size_t{16} << 20;
 constexpr size_t kMaxTokenizerBytes = size_t{64} << 20;
-constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 constexpr int kMaxIndexDepth = 3;
 constexpr int64_t kMaxShards = 1'000;
-
-std::string Quoted(absl::string_view text) {
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(text.substr(0, 80)), "\"");
-}
 
 // The count of "model-NNNNN-of-NNNNN.safetensors", or nothing for a name of another form.
 std::optional<int64_t> ShardCountOf(absl::string_view name) {
@@ -157,7 +151,7 @@ absl::Status HuggingFaceCheckpoint::ReadTokenizer() {
 absl::Status HuggingFaceCheckpoint::ReadChatTemplate() {
   // transformers prefers the file of its own.
   ASSIGN_OR_RETURN(std::optional<std::string> own,
-                   ReadOptional("chat_template.jinja", kMaxTemplateBytes));
+                   ReadOptional("chat_template.jinja", kMaxChatTemplateBytes));
   if (own.has_value()) {
     if (!IsUtf8(*own)) {
       return absl::InvalidArgumentError(absl::StrCat(PathOf("chat_template.jinja"), ": not UTF-8"));
@@ -185,10 +179,10 @@ absl::Status HuggingFaceCheckpoint::ReadChatTemplate() {
       }
     }
   }
-  if (chat_template_.size() > kMaxTemplateBytes) {
+  if (chat_template_.size() > kMaxChatTemplateBytes) {
     return absl::InvalidArgumentError(
         absl::StrCat(object.where(), ": chat_template: ", chat_template_.size(), " bytes, at most ",
-                     kMaxTemplateBytes, " are read"));
+                     kMaxChatTemplateBytes, " are read"));
   }
   return absl::OkStatus();
 }

@@ -1,7 +1,6 @@
 #include "core/safetensors/safetensors.h"
 
 #include <absl/numeric/int128.h>
-#include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
 #include <absl/types/span.h>
 #include <fcntl.h>
@@ -31,11 +30,6 @@ constexpr uint64_t kMaxDim = uint64_t{1} << 40;
 constexpr int kMaxDepth = 4;
 constexpr size_t kDataAlignment = 64;
 constexpr absl::string_view kMetadataKey = "__metadata__";
-
-std::string Quoted(absl::string_view name) {
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(name.substr(0, 80)),
-                      name.size() > 80 ? "...\"" : "\"");
-}
 
 absl::Status Damaged(absl::string_view path, absl::string_view what) {
   return absl::DataLossError(absl::StrCat(path, ": ", what));

@@ -1,6 +1,5 @@
 #include "core/tokenizer/pre_tokenizer.h"
 
-#include <absl/strings/escaping.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_replace.h>
@@ -8,6 +7,7 @@
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "core/base/utf8.h"
 #include "core/tokenizer/normalizer.h"
 
 namespace quern {
@@ -103,8 +103,7 @@ absl::StatusOr<KnownPattern> RecognizePattern(absl::string_view pattern) {
   }
   constexpr size_t kShown = 300;
   return absl::InvalidArgumentError(
-      absl::StrCat("the pattern \"", absl::Utf8SafeCEscape(pattern.substr(0, kShown)),
-                   pattern.size() > kShown ? "...\"" : "\"", " (", pattern.size(),
+      absl::StrCat("the pattern ", Quoted(pattern, kShown), " (", pattern.size(),
                    " bytes) is not known; known are those of ", names));
 }
 

@@ -1,11 +1,11 @@
 #include "core/tokenizer/tokenizer_spec.h"
 
-#include <absl/strings/escaping.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 
 #include "core/base/json.h"
 #include "core/base/status_macros.h"
+#include "core/base/utf8.h"
 
 namespace quern {
 namespace {
@@ -19,12 +19,6 @@ constexpr size_t kMaxAddedTokenBytes = 512;
 constexpr size_t kMaxAddedTokens = 1 << 16;
 constexpr size_t kMaxSteps = 16;
 constexpr absl::string_view kFile = "tokenizer.json";
-
-std::string Quoted(absl::string_view text) {
-  constexpr size_t kShown = 80;
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(text.substr(0, kShown)),
-                      text.size() > kShown ? "...\"" : "\"");
-}
 
 absl::Status NotSupported(absl::string_view where, absl::string_view what,
                           absl::string_view supported) {

@@ -1,6 +1,5 @@
 #include "core/tokenizer/vocabulary.h"
 
-#include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
 
 #include <array>
@@ -59,17 +58,14 @@ bool ByteLevelToBytes(absl::string_view text, std::string* bytes) {
 const std::string& ByteLevelCharacter(uint8_t byte) { return Alphabet().characters[byte]; }
 
 absl::Status Vocabulary::Add(absl::string_view text, int32_t id) {
-  const auto quoted = [](absl::string_view token) {
-    return absl::StrCat("\"", absl::Utf8SafeCEscape(token.substr(0, 80)), "\"");
-  };
   if (Has(id)) {
-    return absl::DataLossError(absl::StrCat("id ", id, " is given to ", quoted(Text(id)),
-                                            " and to ", quoted(text), ", wanted distinct ids"));
+    return absl::DataLossError(absl::StrCat("id ", id, " is given to ", Quoted(Text(id)),
+                                            " and to ", Quoted(text), ", wanted distinct ids"));
   }
   const auto [it, added] = ids_.try_emplace(std::string(text), id);
   if (!added) {
     return absl::DataLossError(
-        absl::StrCat(quoted(text), " has the ids ", it->second, " and ", id, ", wanted one"));
+        absl::StrCat(Quoted(text), " has the ids ", it->second, " and ", id, ", wanted one"));
   }
   if (id >= size()) entries_.resize(static_cast<size_t>(id) + 1);
   entries_[static_cast<size_t>(id)].text = std::string(text);

@@ -10,11 +10,17 @@ target_compile_definitions(quern_flags INTERFACE
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   target_compile_options(quern_flags INTERFACE -Wthread-safety)
 endif()
+if(QUERN_JUMBO AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  # GCC takes an anonymous namespace of an included file for one that several files share.
+  target_compile_options(quern_flags INTERFACE -Wno-subobject-linkage)
+endif()
 if(QUERN_SANITIZE)
   target_compile_options(quern_flags INTERFACE
     -fsanitize=${QUERN_SANITIZE} -fno-sanitize-recover=all
     # GCC 12 warns falsely inside std::string once sanitizers change what is inlined.
-    $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict;-Wno-maybe-uninitialized>)
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict;-Wno-maybe-uninitialized>
+    # Boost.Asio has a fence, which ThreadSanitizer does not model; one thread each uses it.
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)
   target_link_options(quern_flags INTERFACE -fsanitize=${QUERN_SANITIZE})
 else()
   target_compile_definitions(quern_flags INTERFACE $<$<CONFIG:Release>:_FORTIFY_SOURCE=2>)
@@ -38,6 +44,9 @@ function(quern_library folder)
     string(REGEX REPLACE "\\.cc$" ".h" header ${source})
     list(REMOVE_ITEM headers ${header})
   endforeach()
+  if(QUERN_JUMBO)
+    quern_join_files(ARG_SRCS ${target} ${ARG_SRCS})
+  endif()
   if(ARG_SRCS)
     add_library(${target} STATIC ${ARG_SRCS})
     set(scope PUBLIC)
@@ -50,6 +59,28 @@ function(quern_library folder)
   set_target_properties(${target} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON)
   list(TRANSFORM ARG_DEPS REPLACE "/" "_")
   target_link_libraries(${target} ${scope} quern_flags ${ARG_DEPS} ${ARG_EXTERNAL})
+endfunction()
+
+# Sets `out` to one file, <name>.cc in the build folder, that includes all the files, and to those that have
+# compile options of their own. (Not by UNITY_BUILD, whose files name the checkout's path and so miss
+# ccache in another one.)
+function(quern_join_files out name)
+  set(all)
+  set(sources)
+  foreach(source IN LISTS ARGN)
+    get_source_file_property(options ${source} DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} COMPILE_OPTIONS)
+    if(options)
+      list(APPEND sources ${source})
+    else()
+      file(RELATIVE_PATH source ${PROJECT_SOURCE_DIR} ${source})
+      string(APPEND all "#include \"${source}\"\n")
+    endif()
+  endforeach()
+  if(all)
+    file(CONFIGURE OUTPUT ${name}.cc CONTENT "${all}" @ONLY)
+    list(APPEND sources ${CMAKE_CURRENT_BINARY_DIR}/${name}.cc)
+  endif()
+  set(${out} ${sources} PARENT_SCOPE)
 endfunction()
 
 # Fails when one of the files includes a project header from outside `folder` and `deps`.
@@ -81,16 +112,11 @@ endfunction()
 #
 # One GoogleTest binary, built from files beside the calling CMakeLists.txt, run as one ctest test.
 # Its files are compiled as one: GoogleTest's and gRPC's headers cost more than what tests add to them.
-# (Not by UNITY_BUILD, whose files name the checkout's path and so miss ccache in another one.)
 function(quern_test name)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "" "LABEL;TIMEOUT" "SRCS;DEPS")
-  file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
-  set(all)
-  foreach(source IN LISTS ARG_SRCS)
-    string(APPEND all "#include \"${folder}/${source}\"\n")
-  endforeach()
-  file(CONFIGURE OUTPUT ${name}.cc CONTENT "${all}" @ONLY)
-  add_executable(${name} ${CMAKE_CURRENT_BINARY_DIR}/${name}.cc)
+  list(TRANSFORM ARG_SRCS PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
+  quern_join_files(ARG_SRCS ${name} ${ARG_SRCS})
+  add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE quern_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)

@@ -21,7 +21,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = artifact::v1;
+namespace artifact_pb = artifact::v1;
 
 struct ArtifactsOptions {
   std::string artifact;
@@ -29,30 +29,30 @@ struct ArtifactsOptions {
   int limit = 20;
 };
 
-std::string DescribeFormat(const pb::QuantizationFormat& format) {
+std::string DescribeFormat(const artifact_pb::QuantizationFormat& format) {
   return absl::StrCat("w", format.bits(), " g", format.group_size(),
                       format.symmetric() ? " symmetric" : "");
 }
 
-absl::StatusOr<pb::Artifact> GetArtifact(const ArtifactsOptions& options,
-                                         const std::shared_ptr<grpc::Channel>& channel) {
-  pb::GetArtifactRequest request;
+absl::StatusOr<artifact_pb::Artifact> GetArtifact(const ArtifactsOptions& options,
+                                                  const std::shared_ptr<grpc::Channel>& channel) {
+  artifact_pb::GetArtifactRequest request;
   ASSIGN_OR_RETURN(*request.mutable_name(), ResolveArtifact(*channel, options.artifact));
   grpc::ClientContext call;
-  pb::Artifact artifact;
-  RETURN_IF_ERROR(
-      CallStatus(pb::ArtifactService::NewStub(channel)->GetArtifact(&call, request, &artifact)));
+  artifact_pb::Artifact artifact;
+  RETURN_IF_ERROR(CallStatus(
+      artifact_pb::ArtifactService::NewStub(channel)->GetArtifact(&call, request, &artifact)));
   return artifact;
 }
 
-absl::Status List(const ArtifactsOptions& options, Context& context) {
+absl::Status ListArtifacts(const ArtifactsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  pb::ListArtifactsRequest request;
+  artifact_pb::ListArtifactsRequest request;
   request.set_page_size(options.limit);
   grpc::ClientContext call;
-  pb::ListArtifactsResponse response;
-  RETURN_IF_ERROR(
-      CallStatus(pb::ArtifactService::NewStub(channel)->ListArtifacts(&call, request, &response)));
+  artifact_pb::ListArtifactsResponse response;
+  RETURN_IF_ERROR(CallStatus(
+      artifact_pb::ArtifactService::NewStub(channel)->ListArtifacts(&call, request, &response)));
   if (context.json()) return PrintJson(response);
   std::vector<std::vector<std::string>> rows = {{"ARTIFACT", "FORMAT", "SIZE", "CREATED", "JOB"}};
   for (const auto& artifact : response.artifacts()) {
@@ -64,9 +64,9 @@ absl::Status List(const ArtifactsOptions& options, Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status Get(const ArtifactsOptions& options, Context& context) {
+absl::Status ShowArtifact(const ArtifactsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  ASSIGN_OR_RETURN(const pb::Artifact artifact, GetArtifact(options, channel));
+  ASSIGN_OR_RETURN(const artifact_pb::Artifact artifact, GetArtifact(options, channel));
   if (context.json()) return PrintJson(artifact);
   std::cout << "artifact     " << artifact.name() << "\n"
             << "format       " << DescribeFormat(artifact.format()) << ", embedding and head "
@@ -84,15 +84,15 @@ absl::Status Get(const ArtifactsOptions& options, Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status Download(pb::ArtifactService::Stub& stub, const std::string& artifact,
+absl::Status Download(artifact_pb::ArtifactService::Stub& stub, const std::string& artifact,
                       const std::string& path, const std::string& destination) {
-  pb::ReadArtifactFileRequest request;
+  artifact_pb::ReadArtifactFileRequest request;
   request.set_name(artifact);
   request.set_path(path);
   grpc::ClientContext call;
   auto stream = stub.ReadArtifactFile(&call, request);
   std::ofstream file(destination, std::ios::binary | std::ios::trunc);
-  pb::ReadArtifactFileResponse response;
+  artifact_pb::ReadArtifactFileResponse response;
   while (stream->Read(&response)) file << response.chunk();
   RETURN_IF_ERROR(CallStatus(stream->Finish()));
   file.close();
@@ -102,7 +102,7 @@ absl::Status Download(pb::ArtifactService::Stub& stub, const std::string& artifa
 
 absl::Status Export(const ArtifactsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  ASSIGN_OR_RETURN(const pb::Artifact artifact, GetArtifact(options, channel));
+  ASSIGN_OR_RETURN(const artifact_pb::Artifact artifact, GetArtifact(options, channel));
   if (std::filesystem::exists(options.directory)) {
     return absl::AlreadyExistsError(
         absl::StrCat(options.directory, ": exists; name a new directory"));
@@ -111,7 +111,7 @@ absl::Status Export(const ArtifactsOptions& options, Context& context) {
   const std::string partial = absl::StrCat(options.directory, ".partial");
   RETURN_IF_ERROR(RemoveTree(partial));
   RETURN_IF_ERROR(CreateDirectories(partial));
-  auto stub = pb::ArtifactService::NewStub(channel);
+  auto stub = artifact_pb::ArtifactService::NewStub(channel);
   for (const auto& file : artifact.files()) {
     // The service is trusted with the bytes no more than a stranger: names must be plain.
     if (file.path().find('/') != std::string::npos || file.path().empty() ||
@@ -130,14 +130,14 @@ absl::Status Export(const ArtifactsOptions& options, Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status Delete(const ArtifactsOptions& options, Context& context) {
+absl::Status DeleteArtifact(const ArtifactsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  pb::DeleteArtifactRequest request;
+  artifact_pb::DeleteArtifactRequest request;
   ASSIGN_OR_RETURN(*request.mutable_name(), ResolveArtifact(*channel, options.artifact));
   grpc::ClientContext call;
   google::protobuf::Empty empty;
-  RETURN_IF_ERROR(
-      CallStatus(pb::ArtifactService::NewStub(channel)->DeleteArtifact(&call, request, &empty)));
+  RETURN_IF_ERROR(CallStatus(
+      artifact_pb::ArtifactService::NewStub(channel)->DeleteArtifact(&call, request, &empty)));
   if (context.json()) return PrintJson(empty);
   std::cout << request.name() << "  deleted\n";
   return absl::OkStatus();
@@ -163,14 +163,14 @@ void AddArtifacts(CLI::App& app, Command& command) {
     sub->add_option("artifact", options->artifact, "name, id, or the start of an id")->required();
     return sub;
   };
-  add("list", "Newest first", List)
+  add("list", "Newest first", ListArtifacts)
       ->add_option("--limit", options->limit, "at most this many")
       ->check(CLI::Range(1, 1000));
-  add_name(add("get", "One artifact with its files and lineage", Get));
+  add_name(add("get", "One artifact with its files and lineage", ShowArtifact));
   add_name(add("export", "Write the files to a new directory, verified", Export))
       ->add_option("directory", options->directory, "to be made")
       ->required();
-  add_name(add("delete", "Remove an artifact from the store", Delete));
+  add_name(add("delete", "Remove an artifact from the store", DeleteArtifact));
 }
 
 }  // namespace quern::cli

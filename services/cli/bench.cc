@@ -82,7 +82,7 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-absl::Status Run(const BenchOptions& options, const Context& context) {
+absl::Status RunBench(const BenchOptions& options, const Context& context) {
   ASSIGN_OR_RETURN(const auto engine, MakeLocalEngine(options.threads));
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(const LocalModel model, LoadLocalModel(*engine, options.model));
@@ -148,7 +148,7 @@ void AddBench(CLI::App& app, Command& command) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   sub->callback([options, &command] {
-    command = [options](Context& context, Interrupt&) { return Run(*options, context); };
+    command = [options](Context& context, Interrupt&) { return RunBench(*options, context); };
   });
 }
 

@@ -13,7 +13,7 @@
 namespace quern::cli {
 namespace {
 
-absl::Status Run(const DoctorOptions& options, const Context& context) {
+absl::Status RunDoctor(const DoctorOptions& options, const Context& context) {
   Findings findings;
   std::string model_root = options.model_root;
   if (model_root.empty()) model_root = context.Recorded("model_root").value_or("");
@@ -71,7 +71,7 @@ void AddDoctor(CLI::App& app, Command& command) {
       ->capture_default_str();
   sub->callback([options, timeout_seconds, &command] {
     options->timeout = absl::Seconds(*timeout_seconds);
-    command = [options](Context& context, Interrupt&) { return Run(*options, context); };
+    command = [options](Context& context, Interrupt&) { return RunDoctor(*options, context); };
   });
 }
 

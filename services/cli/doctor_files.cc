@@ -18,7 +18,7 @@ namespace quern::cli {
 namespace {
 
 // Loading LibTorch from a cold disk takes seconds.
-constexpr absl::Duration kStartLimit = absl::Seconds(60);
+constexpr absl::Duration kRepliesLimit = absl::Seconds(60);
 
 // What is wrong with a directory that this user needs `mode` (R_OK | ...) of. True without a fault.
 bool CheckDirectory(absl::string_view check, const std::string& path, int mode,
@@ -64,7 +64,7 @@ absl::StatusOr<std::string> AskVersion(const std::string& program) {
                                                           .environment = {},
                                                           .capture_output = true,
                                                           .capture_error = true}));
-  const absl::Time limit = absl::Now() + kStartLimit;
+  const absl::Time limit = absl::Now() + kRepliesLimit;
   // The first line of each says it all; both fit into their pipes.
   ASSIGN_OR_RETURN(const std::optional<std::string> output, process->ReadLine(limit));
   ASSIGN_OR_RETURN(const std::optional<std::string> error, process->ReadErrorLine(limit));

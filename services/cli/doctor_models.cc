@@ -78,7 +78,7 @@ struct Opened {
 };
 
 // Opens it as the services do and plans a job of the default settings.
-absl::StatusOr<Opened> Open(const fs::path& root, const std::string& relative) {
+absl::StatusOr<Opened> OpenBelow(const fs::path& root, const std::string& relative) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
                    OpenCheckpoint((root / relative).string()));
   Task task;
@@ -121,7 +121,7 @@ Needs CheckCheckpoints(const std::string& model_root, Findings& findings) {
                   "repair or convert it, or take it out of the model root");
   };
   for (const std::string& name : walk->candidates) {
-    const absl::StatusOr<Opened> opened = Open(model_root, name);
+    const absl::StatusOr<Opened> opened = OpenBelow(model_root, name);
     if (!opened.ok()) {
       refuse(name, std::string(opened.status().message()));
       continue;

@@ -64,7 +64,7 @@ absl::Status PrintRows(const std::vector<EvaluationRow>& rows, const Context& co
   return absl::OkStatus();
 }
 
-absl::Status Run(const EvalOptions& options, const Context& context) {
+absl::Status RunEval(const EvalOptions& options, const Context& context) {
   if (absl::EndsWith(options.text, ".jsonl")) {
     return absl::InvalidArgumentError(
         absl::StrCat("--text ", options.text, ": plain text is wanted, not JSON lines"));
@@ -112,7 +112,7 @@ void AddEval(CLI::App& app, Command& command) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   sub->callback([options, &command] {
-    command = [options](Context& context, Interrupt&) { return Run(*options, context); };
+    command = [options](Context& context, Interrupt&) { return RunEval(*options, context); };
   });
 }
 

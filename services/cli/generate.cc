@@ -17,7 +17,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = inference::v1;
+namespace inference_pb = inference::v1;
 
 struct GenerateOptions {
   std::string model;
@@ -33,12 +33,12 @@ struct GenerateOptions {
   bool stats = false;
 };
 
-pb::GenerateTextRequest MakeRequest(const GenerateOptions& options) {
-  pb::GenerateTextRequest request;
+inference_pb::GenerateTextRequest MakeGenerateRequest(const GenerateOptions& options) {
+  inference_pb::GenerateTextRequest request;
   request.set_model(ResourceName("models", options.model));
   request.set_max_output_tokens(options.max_tokens);
   for (const std::string& stop : options.stop) request.add_stop_sequences(stop);
-  pb::SamplingParams& sampling = *request.mutable_sampling();
+  inference_pb::SamplingParams& sampling = *request.mutable_sampling();
   sampling.set_temperature(options.temperature);
   sampling.set_top_k(options.top_k);
   sampling.set_top_p(options.top_p);
@@ -52,7 +52,7 @@ double Seconds(const google::protobuf::Duration& duration) {
 }
 
 // "24 tokens, 91.4 tokens/s, first after 0.041 s, END_OF_TEXT, seed 7".
-std::string DescribeEnd(const pb::GenerateTextResponse& last) {
+std::string DescribeEnd(const inference_pb::GenerateTextResponse& last) {
   const auto& usage = last.usage();
   const double first = Seconds(usage.time_to_first_token());
   const double decode = Seconds(usage.total_duration()) - first;
@@ -61,25 +61,25 @@ std::string DescribeEnd(const pb::GenerateTextResponse& last) {
     absl::StrAppend(&text,
                     absl::StrFormat(", %.1f tokens/s", (usage.output_tokens() - 1) / decode));
   }
-  absl::StrAppend(&text,
-                  absl::StrFormat(", prompt of %d, first token after %.3f s, %s, seed %d, %s",
-                                  usage.prompt_tokens(), first,
-                                  pb::GenerateTextResponse::FinishReason_Name(last.finish_reason()),
-                                  last.seed(), last.system_fingerprint()));
+  absl::StrAppend(
+      &text, absl::StrFormat(
+                 ", prompt of %d, first token after %.3f s, %s, seed %d, %s", usage.prompt_tokens(),
+                 first, inference_pb::GenerateTextResponse::FinishReason_Name(last.finish_reason()),
+                 last.seed(), last.system_fingerprint()));
   return text;
 }
 
 // Prints the text as it comes (with --json one object at the end); returns all of it.
-absl::StatusOr<std::string> Stream(const pb::GenerateTextRequest& request,
+absl::StatusOr<std::string> Stream(const inference_pb::GenerateTextRequest& request,
                                    const GenerateOptions& options, Context& context,
                                    Interrupt& interrupt) {
   ASSIGN_OR_RETURN(auto channel, context.Inference());
-  auto stub = pb::InferenceService::NewStub(channel);
+  auto stub = inference_pb::InferenceService::NewStub(channel);
   grpc::ClientContext call;
   interrupt.Attach(&call);
   auto stream = stub->StreamGenerateText(&call, request);
-  pb::GenerateTextResponse response;
-  pb::GenerateTextResponse last;
+  inference_pb::GenerateTextResponse response;
+  inference_pb::GenerateTextResponse last;
   std::string text;
   google::protobuf::RepeatedField<int32_t> token_ids;
   while (stream->Read(&response)) {
@@ -102,7 +102,7 @@ absl::StatusOr<std::string> Stream(const pb::GenerateTextRequest& request,
 }
 
 absl::Status Complete(const GenerateOptions& options, Context& context, Interrupt& interrupt) {
-  pb::GenerateTextRequest request = MakeRequest(options);
+  inference_pb::GenerateTextRequest request = MakeGenerateRequest(options);
   request.set_prompt(options.text);
   // A person reads on where the prompt ends; a pipe wants what was generated.
   if (context.terminal() && !context.json()) std::cout << options.text << std::flush;
@@ -112,11 +112,12 @@ absl::Status Complete(const GenerateOptions& options, Context& context, Interrup
 // Says so when chats with the model are plain text.
 absl::Status NoteChatFormat(const GenerateOptions& options, const Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Inference());
-  pb::GetModelRequest request;
+  inference_pb::GetModelRequest request;
   request.set_name(ResourceName("models", options.model));
   grpc::ClientContext call;
-  pb::Model model;
-  RETURN_IF_ERROR(CallStatus(pb::ModelService::NewStub(channel)->GetModel(&call, request, &model)));
+  inference_pb::Model model;
+  RETURN_IF_ERROR(
+      CallStatus(inference_pb::ModelService::NewStub(channel)->GetModel(&call, request, &model)));
   if (model.chat_format() == "none") {
     std::cerr << "note: " << model.name()
               << " names no chat format that quern knows; messages go to it as plain text"
@@ -126,16 +127,16 @@ absl::Status NoteChatFormat(const GenerateOptions& options, const Context& conte
 }
 
 absl::Status Chat(const GenerateOptions& options, Context& context, Interrupt& interrupt) {
-  pb::GenerateTextRequest request = MakeRequest(options);
-  const auto add = [&](pb::Chat::Message::Role role, const std::string& content) {
+  inference_pb::GenerateTextRequest request = MakeGenerateRequest(options);
+  const auto add = [&](inference_pb::Chat::Message::Role role, const std::string& content) {
     auto* message = request.mutable_chat()->add_messages();
     message->set_role(role);
     message->set_content(content);
   };
   RETURN_IF_ERROR(NoteChatFormat(options, context));
-  if (!options.system.empty()) add(pb::Chat::Message::SYSTEM, options.system);
+  if (!options.system.empty()) add(inference_pb::Chat::Message::SYSTEM, options.system);
   if (!options.text.empty()) {
-    add(pb::Chat::Message::USER, options.text);
+    add(inference_pb::Chat::Message::USER, options.text);
     return Stream(request, options, context, interrupt).status();
   }
   const bool prompt = isatty(STDIN_FILENO) == 1 && context.terminal();
@@ -143,9 +144,9 @@ absl::Status Chat(const GenerateOptions& options, Context& context, Interrupt& i
   std::string line;
   while ((!prompt || std::cout << "> " << std::flush) && std::getline(std::cin, line)) {
     if (line.empty()) continue;
-    add(pb::Chat::Message::USER, line);
+    add(inference_pb::Chat::Message::USER, line);
     ASSIGN_OR_RETURN(const std::string answer, Stream(request, options, context, interrupt));
-    add(pb::Chat::Message::ASSISTANT, answer);
+    add(inference_pb::Chat::Message::ASSISTANT, answer);
   }
   if (prompt) std::cout << std::endl;
   return absl::OkStatus();

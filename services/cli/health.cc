@@ -21,7 +21,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = grpc::health::v1;
+namespace health_pb = grpc::health::v1;
 
 struct HealthOptions {
   std::string address;
@@ -37,7 +37,7 @@ absl::Status CheckUrl(const std::string& url, absl::Duration timeout) {
   return absl::UnavailableError(absl::StrCat(url, ": HTTP ", answer.status, ": ", reason));
 }
 
-absl::Status Run(const HealthOptions& options, const Context& context) {
+absl::Status RunHealth(const HealthOptions& options, const Context& context) {
   const absl::Status status =
       CheckHealth(options.address, options.service, absl::Seconds(options.timeout_seconds));
   if (context.json()) {
@@ -60,13 +60,13 @@ absl::Status CheckHealth(const std::string& address, const std::string& service,
                          absl::Duration timeout) {
   if (absl::StartsWith(address, "http://")) return CheckUrl(address, timeout);
   RETURN_IF_ERROR(ParseHostPort(address).status());
-  pb::HealthCheckRequest request;
+  health_pb::HealthCheckRequest request;
   request.set_service(service);
   grpc::ClientContext call;
   call.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-  pb::HealthCheckResponse response;
+  health_pb::HealthCheckResponse response;
   const grpc::Status status =
-      pb::Health::NewStub(Connect(address))->Check(&call, request, &response);
+      health_pb::Health::NewStub(Connect(address))->Check(&call, request, &response);
   const std::string what = service.empty() ? address : absl::StrCat(address, ": ", service);
   switch (status.error_code()) {
     case grpc::StatusCode::OK:
@@ -83,9 +83,9 @@ absl::Status CheckHealth(const std::string& address, const std::string& service,
       return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
                           absl::StrCat(what, ": ", status.error_message()));
   }
-  if (response.status() == pb::HealthCheckResponse::SERVING) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat(what, " is ", pb::HealthCheckResponse::ServingStatus_Name(response.status())));
+  if (response.status() == health_pb::HealthCheckResponse::SERVING) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(
+      what, " is ", health_pb::HealthCheckResponse::ServingStatus_Name(response.status())));
 }
 
 void AddHealth(CLI::App& app, Command& command) {
@@ -100,7 +100,7 @@ void AddHealth(CLI::App& app, Command& command) {
       ->check(CLI::Range(0.001, 3600.0))
       ->capture_default_str();
   sub->callback([options, &command] {
-    command = [options](Context& context, Interrupt&) { return Run(*options, context); };
+    command = [options](Context& context, Interrupt&) { return RunHealth(*options, context); };
   });
 }
 

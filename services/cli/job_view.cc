@@ -17,7 +17,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = quantization::v1;
+namespace quantization_pb = quantization::v1;
 
 constexpr int kBarWidth = 24;
 // A stream may break this many times in a row (a restart of quern-jobs) before watching gives up.
@@ -26,9 +26,9 @@ constexpr absl::Duration kReconnectLimit = absl::Seconds(30);
 // Without a terminal, a line each time this share of a stage is done.
 constexpr double kLineStep = 0.1;
 
-const char* UnitOf(pb::Progress::Stage stage) {
-  if (stage == pb::Progress::BLOCK_AP) return "block";
-  if (stage == pb::Progress::E2E_QP) return "step";
+const char* UnitOf(quantization_pb::Progress::Stage stage) {
+  if (stage == quantization_pb::Progress::BLOCK_AP) return "block";
+  if (stage == quantization_pb::Progress::E2E_QP) return "step";
   return "";
 }
 
@@ -44,7 +44,7 @@ class Screen {
  public:
   explicit Screen(bool terminal) : terminal_(terminal), start_(absl::Now()) {}
 
-  void Show(const pb::Progress& progress) {
+  void Show(const quantization_pb::Progress& progress) {
     const std::string text = DescribeProgress(progress);
     const double fraction =
         progress.total_count() > 0
@@ -79,13 +79,13 @@ class Screen {
   }
   const bool terminal_;
   const absl::Time start_;
-  pb::Progress::Stage last_stage_ = pb::Progress::STAGE_UNSPECIFIED;
+  quantization_pb::Progress::Stage last_stage_ = quantization_pb::Progress::STAGE_UNSPECIFIED;
   double last_fraction_ = 0;
 };
 
-absl::Status EndOf(const pb::QuantizationJob& job) {
-  if (job.state() == pb::QuantizationJob::SUCCEEDED) return absl::OkStatus();
-  if (job.state() == pb::QuantizationJob::CANCELLED) {
+absl::Status EndOf(const quantization_pb::QuantizationJob& job) {
+  if (job.state() == quantization_pb::QuantizationJob::SUCCEEDED) return absl::OkStatus();
+  if (job.state() == quantization_pb::QuantizationJob::CANCELLED) {
     return absl::CancelledError(absl::StrCat(job.name(), " was cancelled"));
   }
   return absl::Status(
@@ -93,13 +93,14 @@ absl::Status EndOf(const pb::QuantizationJob& job) {
       absl::StrCat(job.name(), " failed: ", job.error().reason(), ": ", job.error().message()));
 }
 
-bool IsTerminal(pb::QuantizationJob::State state) {
-  return state == pb::QuantizationJob::SUCCEEDED || state == pb::QuantizationJob::FAILED ||
-         state == pb::QuantizationJob::CANCELLED;
+bool IsTerminal(quantization_pb::QuantizationJob::State state) {
+  return state == quantization_pb::QuantizationJob::SUCCEEDED ||
+         state == quantization_pb::QuantizationJob::FAILED ||
+         state == quantization_pb::QuantizationJob::CANCELLED;
 }
 
-void PrintEnd(const pb::QuantizationJob& job) {
-  if (job.state() != pb::QuantizationJob::SUCCEEDED) return;
+void PrintEnd(const quantization_pb::QuantizationJob& job) {
+  if (job.state() != quantization_pb::QuantizationJob::SUCCEEDED) return;
   if (job.has_evaluation()) std::cout << "\n" << DescribeEvaluation(job.evaluation());
   std::cout << "artifact  " << job.artifact() << std::endl;
 }
@@ -110,8 +111,8 @@ absl::Time ToTime(const google::protobuf::Timestamp& timestamp) {
   return absl::FromUnixSeconds(timestamp.seconds()) + absl::Nanoseconds(timestamp.nanos());
 }
 
-std::string DescribeProgress(const pb::Progress& progress) {
-  std::string text = pb::Progress::Stage_Name(progress.stage());
+std::string DescribeProgress(const quantization_pb::Progress& progress) {
+  std::string text = quantization_pb::Progress::Stage_Name(progress.stage());
   if (progress.total_count() > 0) {
     const std::string unit = UnitOf(progress.stage());
     absl::StrAppend(&text, "  ", unit, unit.empty() ? "" : " ",
@@ -126,7 +127,7 @@ std::string DescribeProgress(const pb::Progress& progress) {
   return text;
 }
 
-std::string DescribeEvaluation(const pb::EvaluationReport& report) {
+std::string DescribeEvaluation(const quantization_pb::EvaluationReport& report) {
   std::vector<std::vector<std::string>> rows = {
       {"text", "model", "perplexity", "KL to source", "same top-1", "tokens"}};
   std::string previous;
@@ -147,11 +148,11 @@ std::string DescribeEvaluation(const pb::EvaluationReport& report) {
 
 absl::Status WatchJob(const std::string& name, const Context& context, Interrupt& interrupt) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = pb::QuantizationService::NewStub(channel);
+  auto stub = quantization_pb::QuantizationService::NewStub(channel);
   Screen screen(context.terminal() && !context.json());
-  pb::WatchQuantizationJobRequest request;
+  quantization_pb::WatchQuantizationJobRequest request;
   request.set_name(name);
-  pb::QuantizationJob job;
+  quantization_pb::QuantizationJob job;
   for (int broken = 0; broken <= kMaxReconnects; ++broken) {
     if (broken > 0 &&
         !channel->WaitForConnected(absl::ToChronoTime(absl::Now() + kReconnectLimit))) {
@@ -160,7 +161,7 @@ absl::Status WatchJob(const std::string& name, const Context& context, Interrupt
     grpc::ClientContext call;
     interrupt.Attach(&call);
     auto stream = stub->WatchQuantizationJob(&call, request);
-    pb::JobEvent event;
+    quantization_pb::JobEvent event;
     while (stream->Read(&event)) {
       broken = 0;
       request.set_after_sequence(std::max(request.after_sequence(), event.sequence()));
@@ -168,13 +169,13 @@ absl::Status WatchJob(const std::string& name, const Context& context, Interrupt
         RETURN_IF_ERROR(PrintJson(event));
       } else if (event.has_progress()) {
         screen.Show(event.progress());
-      } else if (event.event_case() == pb::JobEvent::kLog) {
+      } else if (event.event_case() == quantization_pb::JobEvent::kLog) {
         screen.Say(absl::StrCat("  ", event.log()));
       }
       if (event.has_job()) {
         if (!context.json() && event.job().state() != job.state()) {
-          screen.Say(
-              absl::StrCat(name, "  ", pb::QuantizationJob::State_Name(event.job().state())));
+          screen.Say(absl::StrCat(
+              name, "  ", quantization_pb::QuantizationJob::State_Name(event.job().state())));
         }
         job = event.job();
       }

@@ -19,7 +19,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = quantization::v1;
+namespace quantization_pb = quantization::v1;
 
 struct JobsOptions {
   std::string job;
@@ -27,26 +27,26 @@ struct JobsOptions {
   std::vector<std::string> states;
 };
 
-std::string Describe(const pb::QuantizationJob& job) {
+std::string Describe(const quantization_pb::QuantizationJob& job) {
   const auto& task = job.quantize();
   return absl::StrCat(task.checkpoint().path(), " w", task.format().bits(), "g",
                       task.format().group_size());
 }
 
-absl::Status List(const JobsOptions& options, Context& context) {
+absl::Status ListJobs(const JobsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = pb::QuantizationService::NewStub(channel);
-  pb::ListQuantizationJobsRequest request;
+  auto stub = quantization_pb::QuantizationService::NewStub(channel);
+  quantization_pb::ListQuantizationJobsRequest request;
   request.set_page_size(options.limit);
   for (const std::string& name : options.states) {
-    pb::QuantizationJob::State state;
-    if (!pb::QuantizationJob::State_Parse(name, &state)) {
+    quantization_pb::QuantizationJob::State state;
+    if (!quantization_pb::QuantizationJob::State_Parse(name, &state)) {
       return absl::InvalidArgumentError(absl::StrCat("--state: no state \"", name, "\""));
     }
     request.add_states(state);
   }
   grpc::ClientContext call;
-  pb::ListQuantizationJobsResponse response;
+  quantization_pb::ListQuantizationJobsResponse response;
   RETURN_IF_ERROR(CallStatus(stub->ListQuantizationJobs(&call, request, &response)));
   if (context.json()) return PrintJson(response);
   std::vector<std::vector<std::string>> rows = {
@@ -55,7 +55,7 @@ absl::Status List(const JobsOptions& options, Context& context) {
     const absl::Time start = ToTime(job.start_time());
     const absl::Time end = job.has_end_time() ? ToTime(job.end_time()) : absl::Now();
     rows.push_back({std::string(absl::StripPrefix(job.name(), "quantizationJobs/")),
-                    pb::QuantizationJob::State_Name(job.state()), Describe(job),
+                    quantization_pb::QuantizationJob::State_Name(job.state()), Describe(job),
                     FormatLocalTime(ToTime(job.create_time())),
                     job.has_start_time() ? FormatElapsed(end - start) : "-",
                     job.artifact().empty()
@@ -67,25 +67,25 @@ absl::Status List(const JobsOptions& options, Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status Get(const JobsOptions& options, Context& context) {
+absl::Status GetJob(const JobsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = pb::QuantizationService::NewStub(channel);
-  pb::GetQuantizationJobRequest request;
+  auto stub = quantization_pb::QuantizationService::NewStub(channel);
+  quantization_pb::GetQuantizationJobRequest request;
   request.set_name(ResourceName("quantizationJobs", options.job));
   grpc::ClientContext call;
-  pb::QuantizationJob job;
+  quantization_pb::QuantizationJob job;
   RETURN_IF_ERROR(CallStatus(stub->GetQuantizationJob(&call, request, &job)));
   if (context.json()) return PrintJson(job);
   std::cout << "job       " << job.name() << "\n"
-            << "state     " << pb::QuantizationJob::State_Name(job.state()) << "\n"
+            << "state     " << quantization_pb::QuantizationJob::State_Name(job.state()) << "\n"
             << "task      " << Describe(job) << ", "
-            << pb::QuantizeTask::Method_Name(job.quantize().method()) << ", preset "
-            << pb::QuantizeTask::Preset_Name(job.quantize().preset()) << "\n"
+            << quantization_pb::QuantizeTask::Method_Name(job.quantize().method()) << ", preset "
+            << quantization_pb::QuantizeTask::Preset_Name(job.quantize().preset()) << "\n"
             << "created   " << FormatLocalTime(ToTime(job.create_time())) << "\n"
             << "started   " << FormatLocalTime(ToTime(job.start_time())) << "\n"
             << "ended     " << FormatLocalTime(ToTime(job.end_time())) << "\n"
             << "attempts  " << job.attempt_count() << "\n";
-  if (job.state() == pb::QuantizationJob::RUNNING) {
+  if (job.state() == quantization_pb::QuantizationJob::RUNNING) {
     std::cout << "progress  " << DescribeProgress(job.progress()) << "\n";
   }
   if (job.has_error()) {
@@ -98,21 +98,22 @@ absl::Status Get(const JobsOptions& options, Context& context) {
 
 absl::Status Cancel(const JobsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = pb::QuantizationService::NewStub(channel);
-  pb::CancelQuantizationJobRequest request;
+  auto stub = quantization_pb::QuantizationService::NewStub(channel);
+  quantization_pb::CancelQuantizationJobRequest request;
   request.set_name(ResourceName("quantizationJobs", options.job));
   grpc::ClientContext call;
-  pb::QuantizationJob job;
+  quantization_pb::QuantizationJob job;
   RETURN_IF_ERROR(CallStatus(stub->CancelQuantizationJob(&call, request, &job)));
   if (context.json()) return PrintJson(job);
-  std::cout << job.name() << "  " << pb::QuantizationJob::State_Name(job.state()) << "\n";
+  std::cout << job.name() << "  " << quantization_pb::QuantizationJob::State_Name(job.state())
+            << "\n";
   return absl::OkStatus();
 }
 
-absl::Status Delete(const JobsOptions& options, Context& context) {
+absl::Status DeleteJob(const JobsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = pb::QuantizationService::NewStub(channel);
-  pb::DeleteQuantizationJobRequest request;
+  auto stub = quantization_pb::QuantizationService::NewStub(channel);
+  quantization_pb::DeleteQuantizationJobRequest request;
   request.set_name(ResourceName("quantizationJobs", options.job));
   grpc::ClientContext call;
   google::protobuf::Empty empty;
@@ -134,7 +135,7 @@ void AddJobs(CLI::App& app, Command& command) {
   list->add_option("--limit", options->limit, "at most this many")->check(CLI::Range(1, 1000));
   list->add_option("--state", options->states, "only these states, e.g. RUNNING");
   list->callback([options, &command] {
-    command = [options](Context& context, Interrupt&) { return List(*options, context); };
+    command = [options](Context& context, Interrupt&) { return ListJobs(*options, context); };
   });
 
   const auto add = [&](const char* name, const char* help, auto function) {
@@ -147,11 +148,11 @@ void AddJobs(CLI::App& app, Command& command) {
     });
   };
   add("get", "One job, with its evaluation",
-      [](const JobsOptions& o, Context& context, Interrupt&) { return Get(o, context); });
+      [](const JobsOptions& o, Context& context, Interrupt&) { return GetJob(o, context); });
   add("cancel", "Ask a job to stop",
       [](const JobsOptions& o, Context& context, Interrupt&) { return Cancel(o, context); });
   add("delete", "Forget a job that has ended; its artifact stays",
-      [](const JobsOptions& o, Context& context, Interrupt&) { return Delete(o, context); });
+      [](const JobsOptions& o, Context& context, Interrupt&) { return DeleteJob(o, context); });
   add("watch", "Follow a job to its end",
       [](const JobsOptions& o, Context& context, Interrupt& interrupt) {
         interrupt.Watch();

@@ -19,7 +19,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = inference::v1;
+namespace inference_pb = inference::v1;
 
 struct ModelsOptions {
   std::string id;
@@ -28,27 +28,27 @@ struct ModelsOptions {
   bool no_wait = false;
 };
 
-std::string DescribeSource(const pb::Model& model) {
-  if (model.source_case() == pb::Model::kCheckpoint) {
+std::string DescribeSource(const inference_pb::Model& model) {
+  if (model.source_case() == inference_pb::Model::kCheckpoint) {
     return absl::StrCat("checkpoint ", model.checkpoint());
   }
   return absl::StrCat("artifact ",
                       std::string(absl::StripPrefix(model.artifact(), "artifacts/")).substr(0, 12));
 }
 
-absl::Status List(Context& context) {
+absl::Status ListModels(Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Inference());
-  pb::ListModelsRequest request;
+  inference_pb::ListModelsRequest request;
   request.set_page_size(1000);
   grpc::ClientContext call;
-  pb::ListModelsResponse response;
-  RETURN_IF_ERROR(
-      CallStatus(pb::ModelService::NewStub(channel)->ListModels(&call, request, &response)));
+  inference_pb::ListModelsResponse response;
+  RETURN_IF_ERROR(CallStatus(
+      inference_pb::ModelService::NewStub(channel)->ListModels(&call, request, &response)));
   if (context.json()) return PrintJson(response);
   std::vector<std::vector<std::string>> rows = {{"MODEL", "STATE", "SOURCE", "MEMORY", "SINCE"}};
   for (const auto& model : response.models()) {
     rows.push_back({std::string(absl::StripPrefix(model.name(), "models/")),
-                    pb::Model::State_Name(model.state()), DescribeSource(model),
+                    inference_pb::Model::State_Name(model.state()), DescribeSource(model),
                     FormatBytes(model.memory_bytes()),
                     FormatLocalTime(ToTime(model.create_time()))});
     if (!model.failure_message().empty()) rows.push_back({"", "", model.failure_message()});
@@ -58,17 +58,18 @@ absl::Status List(Context& context) {
 }
 
 // Asks until the model is loaded or has failed.
-absl::StatusOr<pb::Model> WaitUntilLoaded(pb::ModelService::Stub& stub, pb::Model model,
-                                          const Interrupt& interrupt) {
+absl::StatusOr<inference_pb::Model> WaitUntilLoaded(inference_pb::ModelService::Stub& stub,
+                                                    inference_pb::Model model,
+                                                    const Interrupt& interrupt) {
   absl::Duration pause = absl::Milliseconds(20);
-  while (model.state() == pb::Model::LOADING) {
+  while (model.state() == inference_pb::Model::LOADING) {
     if (interrupt.interrupted()) {
       return absl::CancelledError(
           absl::StrCat("no longer waiting; ", model.name(), " goes on loading"));
     }
     absl::SleepFor(pause);
     pause = std::min(pause * 2, absl::Seconds(1));
-    pb::GetModelRequest request;
+    inference_pb::GetModelRequest request;
     request.set_name(model.name());
     grpc::ClientContext call;
     RETURN_IF_ERROR(CallStatus(stub.GetModel(&call, request, &model)));
@@ -81,7 +82,7 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
     return absl::InvalidArgumentError("give either an artifact or --checkpoint");
   }
   if (!options.no_wait) interrupt.Watch();
-  pb::CreateModelRequest request;
+  inference_pb::CreateModelRequest request;
   request.set_model_id(options.id);
   if (!options.checkpoint.empty()) {
     ASSIGN_OR_RETURN(*request.mutable_model()->mutable_checkpoint(),
@@ -92,14 +93,14 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
                      ResolveArtifact(*jobs, options.artifact));
   }
   ASSIGN_OR_RETURN(auto channel, context.Inference());
-  auto stub = pb::ModelService::NewStub(channel);
-  pb::Model model;
+  auto stub = inference_pb::ModelService::NewStub(channel);
+  inference_pb::Model model;
   grpc::ClientContext call;
   RETURN_IF_ERROR(CallStatus(stub->CreateModel(&call, request, &model)));
   if (!options.no_wait) {
     const absl::Time start = absl::Now();
     ASSIGN_OR_RETURN(model, WaitUntilLoaded(*stub, std::move(model), interrupt));
-    if (model.state() == pb::Model::FAILED) {
+    if (model.state() == inference_pb::Model::FAILED) {
       return absl::FailedPreconditionError(
           absl::StrCat(model.name(), ": ", model.failure_message()));
     }
@@ -112,18 +113,18 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
     }
   }
   if (context.json()) return PrintJson(model);
-  std::cout << model.name() << "  " << pb::Model::State_Name(model.state()) << std::endl;
+  std::cout << model.name() << "  " << inference_pb::Model::State_Name(model.state()) << std::endl;
   return absl::OkStatus();
 }
 
 absl::Status Unload(const ModelsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Inference());
-  pb::DeleteModelRequest request;
+  inference_pb::DeleteModelRequest request;
   request.set_name(ResourceName("models", options.id));
   grpc::ClientContext call;
   google::protobuf::Empty empty;
-  RETURN_IF_ERROR(
-      CallStatus(pb::ModelService::NewStub(channel)->DeleteModel(&call, request, &empty)));
+  RETURN_IF_ERROR(CallStatus(
+      inference_pb::ModelService::NewStub(channel)->DeleteModel(&call, request, &empty)));
   if (context.json()) return PrintJson(empty);
   std::cout << request.name() << "  unloaded\n";
   return absl::OkStatus();
@@ -138,7 +139,7 @@ void AddModels(CLI::App& app, Command& command) {
   models->fallthrough();
 
   models->add_subcommand("list", "All of them")->callback([&command] {
-    command = [](Context& context, Interrupt&) { return List(context); };
+    command = [](Context& context, Interrupt&) { return ListModels(context); };
   });
 
   CLI::App* load = models->add_subcommand("load", "Load an artifact, or a checkpoint as it is");

@@ -19,7 +19,7 @@
 namespace quern::cli {
 namespace {
 
-namespace pb = quantization::v1;
+namespace quantization_pb = quantization::v1;
 
 // What a model of about 500 million parameters takes at 2 bits, its embedding at 8. Models below
 // that lose their coherence at 2 bits unless trained for long.
@@ -63,12 +63,12 @@ std::string NewRequestId() {
   return id;
 }
 
-absl::StatusOr<pb::CreateQuantizationJobRequest> MakeRequest(const QuantizeOptions& options,
-                                                             const Context& context) {
-  pb::CreateQuantizationJobRequest request;
+absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
+    const QuantizeOptions& options, const Context& context) {
+  quantization_pb::CreateQuantizationJobRequest request;
   request.set_request_id(options.request_id.empty() ? NewRequestId() : options.request_id);
   request.set_validate_only(options.validate_only);
-  pb::QuantizationJob& job = *request.mutable_quantization_job();
+  quantization_pb::QuantizationJob& job = *request.mutable_quantization_job();
   for (const std::string& label : options.labels) {
     const size_t equals = label.find('=');
     if (equals == std::string::npos) {
@@ -76,18 +76,18 @@ absl::StatusOr<pb::CreateQuantizationJobRequest> MakeRequest(const QuantizeOptio
     }
     (*job.mutable_labels())[label.substr(0, equals)] = label.substr(equals + 1);
   }
-  pb::QuantizeTask& task = *job.mutable_quantize();
+  quantization_pb::QuantizeTask& task = *job.mutable_quantize();
   ASSIGN_OR_RETURN(*task.mutable_checkpoint()->mutable_path(),
                    context.BelowRoot(options.checkpoint, "model_root"));
   task.mutable_format()->set_bits(options.bits);
   task.mutable_format()->set_group_size(options.group_size);
   task.mutable_format()->set_symmetric(options.symmetric);
   task.mutable_format()->set_embedding_bits(options.embedding_bits);
-  pb::QuantizeTask::Method method;
-  pb::QuantizeTask::Preset preset;
+  quantization_pb::QuantizeTask::Method method;
+  quantization_pb::QuantizeTask::Preset preset;
   // CLI11 has checked both against the names.
-  if (!pb::QuantizeTask::Method_Parse(options.method, &method) ||
-      !pb::QuantizeTask::Preset_Parse(options.preset, &preset)) {
+  if (!quantization_pb::QuantizeTask::Method_Parse(options.method, &method) ||
+      !quantization_pb::QuantizeTask::Preset_Parse(options.preset, &preset)) {
     return absl::InvalidArgumentError("--method or --preset: unknown name");
   }
   task.set_method(method);
@@ -108,8 +108,8 @@ absl::StatusOr<pb::CreateQuantizationJobRequest> MakeRequest(const QuantizeOptio
   if (options.block_ap_epochs) task.mutable_block_ap()->set_epoch_count(*options.block_ap_epochs);
   if (options.e2e_samples) task.mutable_e2e_qp()->set_sample_count(*options.e2e_samples);
   if (!options.loss.empty()) {
-    pb::E2eQpSettings::Loss loss;
-    if (!pb::E2eQpSettings::Loss_Parse(options.loss, &loss)) {
+    quantization_pb::E2eQpSettings::Loss loss;
+    if (!quantization_pb::E2eQpSettings::Loss_Parse(options.loss, &loss)) {
       return absl::InvalidArgumentError("--loss: unknown name");
     }
     task.mutable_e2e_qp()->set_loss(loss);
@@ -117,14 +117,14 @@ absl::StatusOr<pb::CreateQuantizationJobRequest> MakeRequest(const QuantizeOptio
   return request;
 }
 
-void PrintPlan(const pb::QuantizationJob& job) {
+void PrintPlan(const quantization_pb::QuantizationJob& job) {
   std::vector<std::vector<std::string>> rows = {{"STAGE", "TIME", "MEMORY", "DISK"}};
   absl::Duration total;
   for (const auto& stage : job.plan().stages()) {
     const absl::Duration duration =
         absl::Seconds(stage.duration().seconds()) + absl::Nanoseconds(stage.duration().nanos());
     total += duration;
-    rows.push_back({pb::Progress::Stage_Name(stage.stage()), FormatElapsed(duration),
+    rows.push_back({quantization_pb::Progress::Stage_Name(stage.stage()), FormatElapsed(duration),
                     FormatBytes(stage.host_memory_bytes()), FormatBytes(stage.disk_bytes())});
   }
   std::cout << FormatTable(rows, {false, true, true, true}) << "about " << FormatElapsed(total)
@@ -132,12 +132,13 @@ void PrintPlan(const pb::QuantizationJob& job) {
             << std::endl;
 }
 
-absl::Status Run(const QuantizeOptions& options, Context& context, Interrupt& interrupt) {
-  ASSIGN_OR_RETURN(const pb::CreateQuantizationJobRequest request, MakeRequest(options, context));
+absl::Status RunQuantize(const QuantizeOptions& options, Context& context, Interrupt& interrupt) {
+  ASSIGN_OR_RETURN(const quantization_pb::CreateQuantizationJobRequest request,
+                   MakeJobRequest(options, context));
   if (!options.detach) interrupt.Watch();
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = pb::QuantizationService::NewStub(channel);
-  pb::QuantizationJob job;
+  auto stub = quantization_pb::QuantizationService::NewStub(channel);
+  quantization_pb::QuantizationJob job;
   grpc::ClientContext call;
   interrupt.Attach(&call);
   const grpc::Status created = stub->CreateQuantizationJob(&call, request, &job);
@@ -223,7 +224,7 @@ void AddQuantize(CLI::App& app, Command& command) {
                 "check everything and print the plan, without making a job");
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {
-      return Run(*options, context, interrupt);
+      return RunQuantize(*options, context, interrupt);
     };
   });
 }

@@ -11,6 +11,7 @@
 #include <map>
 
 #include "core/base/mutex.h"
+#include "services/common/grpc_hand_over.h"
 
 namespace quern {
 namespace {
@@ -93,9 +94,11 @@ class RpcInterceptor final : public grpc::experimental::Interceptor {
   RpcInterceptor(RpcFamilies& families, const char* method, int type)
       : families_(families), method_(families.Find(method, type)), start_(SteadyClock::now()) {
     method_.started->Increment();
+    ReleaseToGrpc(this);
   }
 
   void Intercept(InterceptorBatchMethods* methods) override {
+    AcquireFromGrpc(this);
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) {
       method_.sent->Increment();
     }
@@ -124,6 +127,7 @@ class ServerFactory final : public grpc::experimental::ServerInterceptorFactoryI
   explicit ServerFactory(prometheus::Registry& registry) : families_(registry, "server") {}
   grpc::experimental::Interceptor* CreateServerInterceptor(
       grpc::experimental::ServerRpcInfo* info) override {
+    AcquireFromGrpc(this);  // released where the server starts
     return new RpcInterceptor(families_, info->method(), static_cast<int>(info->type()));
   }
 

@@ -9,6 +9,7 @@
 
 #include "core/base/status_macros.h"
 #include "services/common/address.h"
+#include "services/common/grpc_hand_over.h"
 #include "services/common/rpc_metrics.h"
 
 namespace quern {
@@ -52,6 +53,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
   creators.push_back(MakeServerRpcMetrics(registry));
+  ReleaseToGrpc(creators.back().get());  // every call begins there
   builder.experimental().SetInterceptorCreators(std::move(creators));
 
   std::unique_ptr<GrpcServer> result(new GrpcServer());

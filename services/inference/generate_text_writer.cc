@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "services/common/grpc_hand_over.h"
 #include "services/common/status.h"
 
 namespace quern {
@@ -19,7 +20,9 @@ void Add(absl::Span<const int32_t> ids, absl::string_view text, GenerateTextResp
 
 std::shared_ptr<GenerateTextWriter> GenerateTextWriter::Start(InferenceMetrics& metrics) {
   std::shared_ptr<GenerateTextWriter> writer(new GenerateTextWriter(metrics));
+  MutexLock lock(&writer->mutex_);
   writer->self_ = writer;
+  ReleaseToGrpc(writer.get());
   return writer;
 }
 
@@ -53,6 +56,17 @@ void GenerateTextWriter::OnWriteDone(bool ok) {
   Advance();
 }
 
+void GenerateTextWriter::OnCancel() {
+  AcquireFromGrpc(this);
+  MarkCancelled();
+}
+
+void GenerateTextWriter::OnDone() {
+  std::shared_ptr<GenerateTextWriter> last_use;
+  MutexLock lock(&mutex_);
+  last_use = std::move(self_);
+}
+
 void GenerateTextWriter::Advance() {
   if (writing_ || finished_) return;
   const bool has_pieces = pending_.token_ids_size() > 0 || !pending_.text().empty();
@@ -74,6 +88,7 @@ std::shared_ptr<GenerateTextCall> GenerateTextCall::Start(InferenceMetrics& metr
                                                           GenerateTextResponse* response) {
   std::shared_ptr<GenerateTextCall> call(new GenerateTextCall(metrics, response));
   call->self_ = call;
+  ReleaseToGrpc(call.get());
   return call;
 }
 
@@ -84,6 +99,16 @@ void GenerateTextCall::Deliver(absl::Span<const int32_t> ids, absl::string_view 
 void GenerateTextCall::Close(const absl::Status& status, const GenerateTextResponse& closing) {
   response_->MergeFrom(closing);
   Finish(ToGrpcStatus(status));
+}
+
+void GenerateTextCall::OnCancel() {
+  AcquireFromGrpc(this);
+  MarkCancelled();
+}
+
+void GenerateTextCall::OnDone() {
+  AcquireFromGrpc(this);
+  const std::shared_ptr<GenerateTextCall> last_use = std::move(self_);
 }
 
 }  // namespace quern

@@ -29,8 +29,8 @@ class GenerateTextWriter final
   static std::shared_ptr<GenerateTextWriter> Start(InferenceMetrics& metrics);
 
   void OnWriteDone(bool ok) override;
-  void OnCancel() override { MarkCancelled(); }
-  void OnDone() override { const auto last_use = std::move(self_); }
+  void OnCancel() override;
+  void OnDone() override ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   explicit GenerateTextWriter(InferenceMetrics& metrics) : GenerationSink(metrics) {}
@@ -40,8 +40,8 @@ class GenerateTextWriter final
   // Starts the next operation unless one is in flight.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  std::shared_ptr<GenerateTextWriter> self_;
   Mutex mutex_;
+  std::shared_ptr<GenerateTextWriter> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
   // Pieces that wait; after Close also the closing fields.
   inference::v1::GenerateTextResponse pending_ ABSL_GUARDED_BY(mutex_);
   std::optional<SteadyTime> pending_since_ ABSL_GUARDED_BY(mutex_);  // while a write is in flight
@@ -61,8 +61,8 @@ class GenerateTextCall final : public grpc::ServerUnaryReactor, public Generatio
   static std::shared_ptr<GenerateTextCall> Start(InferenceMetrics& metrics,
                                                  inference::v1::GenerateTextResponse* response);
 
-  void OnCancel() override { MarkCancelled(); }
-  void OnDone() override { const auto last_use = std::move(self_); }
+  void OnCancel() override;
+  void OnDone() override;
 
  private:
   GenerateTextCall(InferenceMetrics& metrics, inference::v1::GenerateTextResponse* response)

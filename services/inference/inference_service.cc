@@ -16,7 +16,7 @@ using inference::v1::GenerateTextRequest;
 using inference::v1::GenerateTextResponse;
 
 // Tokenizing a long prompt takes milliseconds; two of them keep the reaction threads free.
-constexpr int kNumThreads = 2;
+constexpr int kNumCountThreads = 2;
 constexpr int kMaxWaiting = 1024;
 
 absl::Status Busy() {
@@ -53,7 +53,7 @@ InferenceServiceImpl::InferenceServiceImpl(Engine& engine, ModelRegistry& regist
     : engine_(engine),
       registry_(registry),
       metrics_(metrics),
-      executor_(kNumThreads, kMaxWaiting) {}
+      executor_(kNumCountThreads, kMaxWaiting) {}
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::GenerateText(grpc::CallbackServerContext* context,
                                                              const GenerateTextRequest* request,

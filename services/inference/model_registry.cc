@@ -26,7 +26,7 @@ using inference::v1::ListModelsRequest;
 using inference::v1::ListModelsResponse;
 using inference::v1::Model;
 
-constexpr int kNumThreads = 4;
+constexpr int kNumLoadThreads = 4;
 constexpr int kDefaultPageSize = 50;
 constexpr int kMaxPageSize = 1000;
 constexpr size_t kFingerprintDigits = 12;
@@ -89,7 +89,7 @@ ModelRegistry::ModelRegistry(std::string model_root, std::string list_path, Engi
       cache_(cache),
       metrics_(metrics),
       clock_(clock),
-      executor_(kNumThreads) {}
+      executor_(kNumLoadThreads) {}
 
 ModelRegistry::~ModelRegistry() { Drain(); }
 

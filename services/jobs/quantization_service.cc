@@ -15,7 +15,15 @@
 
 namespace quern {
 
-using namespace quantization::v1;  // NOLINT: the messages of this file's service
+using quantization::v1::CancelQuantizationJobRequest;
+using quantization::v1::CreateQuantizationJobRequest;
+using quantization::v1::DeleteQuantizationJobRequest;
+using quantization::v1::GetQuantizationJobRequest;
+using quantization::v1::JobEvent;
+using quantization::v1::ListQuantizationJobsRequest;
+using quantization::v1::ListQuantizationJobsResponse;
+using quantization::v1::QuantizationJob;
+using quantization::v1::WatchQuantizationJobRequest;
 
 absl::Status QuantizationServiceImpl::Create(const CreateQuantizationJobRequest& request,
                                              QuantizationJob& response) {

@@ -159,6 +159,8 @@ class StageArtifactReactor final : public grpc::ServerReadReactor<StageArtifactR
   }
 
   void OnReadDone(bool ok) override {
+    // Whoever started the read has let go of all else by now, or will within microseconds.
+    MutexLock lock(&mutex_);
     executor_.Post([this, ok] { ok ? Take() : End(); });
   }
 

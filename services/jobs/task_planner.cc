@@ -14,7 +14,6 @@
 namespace quern {
 namespace {
 
-using quantization::v1::E2eQpSettings;
 using quantization::v1::Progress;
 using quantization::v1::QuantizationJob;
 using quantization::v1::QuantizeTask;
@@ -68,8 +67,8 @@ void FillResolved(const Task& task, ResolvedSettings& resolved) {
   if (from.validation_sample_count) {
     block_ap.set_validation_sample_count(*from.validation_sample_count);
   }
-  const quern::E2eQpSettings& tuning = task.e2e_qp;
-  E2eQpSettings& e2e_qp = *resolved.mutable_e2e_qp();
+  const E2eQpSettings& tuning = task.e2e_qp;
+  quantization::v1::E2eQpSettings& e2e_qp = *resolved.mutable_e2e_qp();
   if (tuning.sample_count) e2e_qp.set_sample_count(*tuning.sample_count);
   if (tuning.sequence_length_tokens) {
     e2e_qp.set_sequence_length_tokens(*tuning.sequence_length_tokens);
@@ -78,8 +77,9 @@ void FillResolved(const Task& task, ResolvedSettings& resolved) {
   if (tuning.batch_size) e2e_qp.set_batch_size(*tuning.batch_size);
   if (tuning.learning_rate) e2e_qp.set_learning_rate(*tuning.learning_rate);
   if (tuning.loss) {
-    e2e_qp.set_loss(*tuning.loss == E2eLoss::kDistillation ? E2eQpSettings::DISTILLATION
-                                                           : E2eQpSettings::CROSS_ENTROPY);
+    e2e_qp.set_loss(*tuning.loss == E2eLoss::kDistillation
+                        ? quantization::v1::E2eQpSettings::DISTILLATION
+                        : quantization::v1::E2eQpSettings::CROSS_ENTROPY);
   }
 }
 

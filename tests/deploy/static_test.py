@@ -1,15 +1,18 @@
-"""Boards, rules and their documentation against each other; needs no service.
+"""Boards, rules, the Compose file and their documentation against each other; needs no service.
 
-What promtool and Grafana's schema say, that the boards are what boards.py makes, that every alert is
+What promtool, docker-compose and Grafana's schema say, that the boards are what boards.py makes, that every alert is
 tested and has a runbook, and that every metric that is asked for is one that docs/metrics.md has.
 """
 import copy
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
 import unittest
+
+import yaml
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import grafana_schema  # noqa: E402
@@ -46,6 +49,40 @@ class StaticTest(unittest.TestCase):
         for name in ("prometheus.yml", "prometheus.compose.yml"):
             self.run_tool("promtool", "check", "config", PROMETHEUS / name)
         self.run_tool("promtool", "check", "rules", PROMETHEUS / "rules.yml", ALERTS)
+
+    def compose(self, command):
+        """The stack as `command` resolves it with the settings of .env.example."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("QUERN_")}
+        done = subprocess.run([command, "--env-file", ROOT / "deploy" / ".env.example", "-f",
+                               ROOT / "deploy" / "compose.yaml", "--profile", "gpu", "config"],
+                              capture_output=True, text=True, env=env)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return yaml.safe_load(done.stdout)
+
+    def test_compose_takes_its_file(self):
+        everything = {"jobs", "worker", "worker-gpu", "inference", "prometheus", "grafana"}
+        podman = pathlib.Path(sys.executable).parent / "podman-compose"
+        for command in "docker-compose", podman:
+            with self.subTest(command=command):
+                self.assertEqual(set(self.compose(command)["services"]), everything)
+
+    def test_compose_is_safe_by_default(self):
+        stack = self.compose("docker-compose")
+        self.assertTrue(stack["networks"]["services"]["internal"])
+        for name, service in stack["services"].items():
+            with self.subTest(service=name):
+                for port in service.get("ports", []):
+                    self.assertTrue(str(port).startswith("127.0.0.1:"), port)
+                self.assertIn("services", service["networks"])
+                self.assertGreater(float(service["cpus"]), 0)
+                self.assertTrue(service["mem_limit"])
+                self.assertTrue(service["read_only"])
+                self.assertEqual(service["cap_drop"], ["ALL"])
+                self.assertIn("no-new-privileges:true", service["security_opt"])
+                if "build" in service:
+                    self.assertEqual(service["user"], "10001:10001")
+                    self.assertEqual(service["stop_grace_period"], "60s")
+                    self.assertIn("/usr/bin/quern", service["healthcheck"]["test"])
 
     def test_every_alert_fires_and_does_not(self):
         self.run_tool("promtool", "test", "rules", TESTS)

@@ -34,5 +34,14 @@ TEST(Utf8Test, TellsUnfinishedFromImpossible) {
   EXPECT_EQ(NextUtf8("\xf0\x9f\x98\x80z").code_point, char32_t{0x1f600});
 }
 
+TEST(Utf8Test, QuotesForMessages) {
+  EXPECT_EQ(Quoted("caf\xc3\xa9 \"\n\x1b"), "\"caf\xc3\xa9 \\\"\\n\\033\"");
+  EXPECT_EQ(Quoted("\xc3\xa9\xff"), "\"\\303\\251\\377\"");
+  EXPECT_EQ(Quoted("abcdef", 3), "\"abc...\"");
+  // The cut goes through a character.
+  EXPECT_EQ(Quoted("ab\xc3\xa9", 3), "\"ab...\"");
+  EXPECT_EQ(Quoted(""), "\"\"");
+}
+
 }  // namespace
 }  // namespace quern

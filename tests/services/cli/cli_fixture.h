@@ -4,6 +4,7 @@
 #include <absl/strings/str_cat.h>
 #include <absl/time/clock.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/support/server_interceptor.h>
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
 #include <quern/inference/v1/inference_service.grpc.pb.h>
 #include <quern/quantization/v1/quantization_service.grpc.pb.h>
@@ -20,11 +21,36 @@
 #include "core/base/json.h"
 #include "core/base/mutex.h"
 #include "core/base/subprocess.h"
+#include "services/common/grpc_hand_over.h"
 #include "tests/support/eventually.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_directory.h"
 
 namespace quern {
+
+// What the test did comes before the calls of the program that it starts, and they before what it
+// does once the program has ended; a sanitizer cannot see that through the program.
+inline const char program_runs = 0;
+
+class OrderCalls final : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo*) override {
+    AcquireFromGrpc(&program_runs);
+    return new Call;
+  }
+
+ private:
+  class Call final : public grpc::experimental::Interceptor {
+    void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+      if (methods->QueryInterceptionHookPoint(
+              grpc::experimental::InterceptionHookPoints::PRE_SEND_STATUS)) {
+        ReleaseToGrpc(&program_runs);
+      }
+      methods->Proceed();
+    }
+  };
+};
 
 // quern-jobs and quern-inference as far as the command line sees them: each answers what the test
 // put in, and keeps what it was asked. Set answers before the program runs.
@@ -42,6 +68,9 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
     builder.RegisterService(static_cast<artifact::v1::ArtifactService::Service*>(this));
     builder.RegisterService(static_cast<inference::v1::ModelService::Service*>(this));
     builder.RegisterService(static_cast<inference::v1::InferenceService::Service*>(this));
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
+    creators.push_back(std::make_unique<OrderCalls>());
+    builder.experimental().SetInterceptorCreators(std::move(creators));
     server_ = builder.BuildAndStart();
   }
   ~FakeServices() override { server_->Shutdown(std::chrono::system_clock::now()); }
@@ -197,6 +226,7 @@ class CliTest : public testing::Test {
   std::unique_ptr<Subprocess> Start(const std::vector<std::string>& arguments) {
     std::vector<std::string> argv = {program_};
     argv.insert(argv.end(), arguments.begin(), arguments.end());
+    ReleaseToGrpc(&program_runs);
     auto process = Subprocess::Start({.argv = argv,
                                       .environment = {{"XDG_STATE_HOME", directory_.path()}},
                                       .capture_output = true,
@@ -219,6 +249,7 @@ class CliTest : public testing::Test {
     drain([&] { return process.ReadErrorLine(limit); }, &result.error);
     const absl::StatusOr<ExitStatus> status = process.Wait(limit);
     EXPECT_OK(status);
+    AcquireFromGrpc(&program_runs);
     if (status.ok() && status->signal == 0) result.exit_code = status->exit_code;
     return result;
   }

@@ -51,7 +51,8 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 deploy/install.sh
 # A build folder that tests/run.sh configured stays as it is.
 [ -f build/CMakeCache.txt ] ||
-  cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DQUERN_TESTS=OFF -Wno-dev >/dev/null
+  cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DQUERN_TESTS=OFF -DQUERN_JUMBO=ON \
+    -Wno-dev >/dev/null
 ninja -C build --quiet quern quern-jobs quern-worker quern-inference quern-quantizer
 
 # --- Model and texts --------------------------------------------------------------------------

@@ -15,6 +15,9 @@ namespace quern {
 // cosine down to a twentieth.
 double CosineRate(double rate, int64_t step, int64_t num_steps, int64_t num_warm_up_steps = 0);
 
+// After a rewind (a loss that is not finite) every rate is this much smaller.
+inline constexpr double kRewindRateFactor = 0.1;
+
 // Parameters that share a learning rate. The moments are plain tensors, so that they can be kept.
 class AdamGroup {
  public:

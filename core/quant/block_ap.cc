@@ -16,8 +16,6 @@
 namespace quern {
 namespace {
 
-// After a rewind every rate is this much smaller.
-constexpr double kRewindRateFactor = 0.1;
 // A token whose error is ten times its target's size has a loss of 100: no start is that bad.
 constexpr double kDivergedLoss = 100;
 

@@ -24,7 +24,6 @@ using torch::autograd::variable_list;
 
 constexpr double kMaxGradNorm = 0.3;
 constexpr double kWarmUpShare = 0.03;
-constexpr double kRewindRateFactor = 0.1;
 
 // The gradient of a mean loss over rows is known as soon as the loss is, so forward computes both
 // and backward only scales.

@@ -65,16 +65,19 @@ absl::StatusOr<HostPort> CheckListenAddress(absl::string_view flag, absl::string
   if (!address.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(flag, ": ", address.status().message()));
   }
-  if (!IsLoopback(address->host)) {
-    if (!allow_insecure_network) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          flag, ": ", text, " can be reached from other machines and connections are not yet ",
-          "encrypted or authenticated; use a loopback address, or --allow-insecure-network if the ",
-          "network is trusted"));
-    }
-    LOG(WARNING) << "listening without encryption or authentication " << flag << "=" << text;
+  if (!IsLoopback(address->host) && !allow_insecure_network) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        flag, ": ", text, " can be reached from other machines and connections are not yet ",
+        "encrypted or authenticated; use a loopback address, or --allow-insecure-network if the ",
+        "network is trusted"));
   }
   return address;
+}
+
+void WarnIfExposed(absl::string_view flag, const HostPort& address) {
+  if (IsLoopback(address.host)) return;
+  LOG(WARNING) << "listening without encryption or authentication " << flag << "="
+               << address.ToString();
 }
 
 }  // namespace quern

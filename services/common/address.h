@@ -29,6 +29,9 @@ bool IsLoopback(absl::string_view host);
 absl::StatusOr<HostPort> CheckListenAddress(absl::string_view flag, absl::string_view text,
                                             bool allow_insecure_network);
 
+// Logs that other machines can reach what listens at `address`, when they can.
+void WarnIfExposed(absl::string_view flag, const HostPort& address);
+
 }  // namespace quern
 
 #endif  // QUERN_SERVICES_COMMON_ADDRESS_H_

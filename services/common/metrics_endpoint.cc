@@ -162,6 +162,7 @@ class MetricsEndpoint::State {
     const MetricsEndpointOptions& options = handler_->options;
     ASSIGN_OR_RETURN(HostPort address, CheckListenAddress("--metrics-listen", options.listen,
                                                           options.allow_insecure_network));
+    WarnIfExposed("--metrics-listen", address);
     const std::string host = address.host == "localhost" ? "127.0.0.1" : address.host;
     beast::error_code error;
     const asio::ip::address ip = asio::ip::make_address(host, error);

@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
     prometheus::Registry& registry) {
   ASSIGN_OR_RETURN(HostPort address,
                    CheckListenAddress("--listen", options.listen, options.allow_insecure_network));
+  WarnIfExposed("--listen", address);
   InstallPluginsOnce();
   grpc::ServerBuilder builder;
   int port = 0;

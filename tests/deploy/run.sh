@@ -40,7 +40,8 @@ trap cleanup EXIT
 
 step 'images'
 for target in jobs inference cli worker; do
-  buildah bud --layers --network=host -q -f docker/Dockerfile --target "$target" \
+  # Docker's format: the other one has no health checks.
+  buildah bud --format docker --layers --network=host -q -f docker/Dockerfile --target "$target" \
     -t "localhost/quern-$target" . >/dev/null
 done
 buildah bud --layers --network=host -q -f $here/Dockerfile.prometheus \

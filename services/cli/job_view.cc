@@ -113,8 +113,9 @@ absl::Time ToTime(const google::protobuf::Timestamp& timestamp) {
 
 std::string DescribeProgress(const quantization_pb::Progress& progress) {
   std::string text = quantization_pb::Progress::Stage_Name(progress.stage());
-  if (progress.total_count() > 0) {
-    const std::string unit = UnitOf(progress.stage());
+  const std::string unit = UnitOf(progress.stage());
+  // "0 of 1" of nothing in particular says less than the stage alone.
+  if (progress.total_count() > (unit.empty() ? 1 : 0)) {
     absl::StrAppend(&text, "  ", unit, unit.empty() ? "" : " ",
                     FormatCount(progress.completed_count()), " of ",
                     FormatCount(progress.total_count()));

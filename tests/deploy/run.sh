@@ -81,6 +81,13 @@ await() {
 }
 for service in jobs worker inference; do await 60 "$service healthy" healthy "$service"; done
 
+step 'a first answer, from the source as it is, by the client in the stack'
+in_stack() { "${compose[@]}" --profile cli run --rm -T cli "$@"; }
+in_stack models load source --checkpoint "$(basename "$model")"
+text=$(in_stack complete source 'The capital of France is' --max-tokens 8)
+[[ $text = *Paris* ]] || fail "the source said: $text"
+in_stack models unload source
+
 # The client is an image too; it reaches the published ports as a program on the host does.
 quern() {
   podman run --rm --network=host --read-only localhost/quern-cli \

@@ -41,6 +41,11 @@ class TsanReportsTest(unittest.TestCase):
         self.assertEqual(self.count(report([GRPC], [GRPC]), report([OURS], [OURS])), 1)
         self.assertEqual(self.count(), 0)
 
+    def test_half_a_report_cannot_be_judged(self):
+        whole = report([OURS], [OURS])
+        self.assertEqual(self.count(whole[:whole.index("  Previous")]), 0)
+        self.assertEqual(self.count(whole, whole[:whole.index("  Previous")]), 1)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -118,7 +118,7 @@ function(quern_test name)
   quern_join_files(ARG_SRCS ${name} ${ARG_SRCS})
   add_executable(${name} ${ARG_SRCS})
   if(QUERN_SANITIZE MATCHES address)
-    # Half the time to compile; what the tests call is optimised all the same.
+    # A third less time to compile; what the tests call is optimised all the same.
     target_compile_options(${name} PRIVATE -O0)
   endif()
   target_link_libraries(${name} PRIVATE quern_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)

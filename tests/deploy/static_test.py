@@ -1,7 +1,8 @@
 """Boards, rules, the Compose file and their documentation against each other; needs no service.
 
-What promtool, docker-compose and Grafana's schema say, that the boards are what boards.py makes, that every alert is
-tested and has a runbook, and that every metric that is asked for is one that docs/metrics.md has.
+What promtool, docker-compose and Grafana's schema say, that the boards are what boards.py makes, that
+every alert is tested and has a runbook, and that every metric that is asked for is one that
+docs/metrics.md has.
 """
 import copy
 import json

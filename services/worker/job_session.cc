@@ -283,7 +283,9 @@ absl::Status JobSession::BackOff(absl::Duration& backoff) {
     const absl::Duration left = until - BootTime();
     if (left <= absl::ZeroDuration()) return absl::OkStatus();
     const absl::Duration renew = tried_ + ttl_ / 3 - BootTime();
-    changed_.WaitWithTimeout(&mutex_, std::clamp(renew, absl::Milliseconds(1), left));
+    // At least a little while, or a renewal that is overdue would be tried without a pause; `left`
+    // may be less than that.
+    changed_.WaitWithTimeout(&mutex_, std::min(std::max(renew, absl::Milliseconds(1)), left));
   }
 }
 

@@ -108,7 +108,8 @@ class LeaseLoopTest : public JobsServerTest {
     options.name = "worker-a";
     options.work_directory = directory_ / "work";
     options.session.min_renew_interval = absl::Milliseconds(5);
-    options.session.min_backoff = absl::Milliseconds(5);
+    // The shortest pauses are shorter than the millisecond that a pause wants to be.
+    options.session.min_backoff = absl::Microseconds(500);
     options.session.max_backoff = absl::Milliseconds(50);
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 20);

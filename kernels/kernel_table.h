@@ -30,7 +30,8 @@ struct PrepackedMatrix {
 
 // Keys and values of one layer for one sequence, in pages of `page_tokens` positions. Page p of
 // the sequence starts at keys + page_table[p] * page_stride; inside, position t of key/value head h
-// is the run of head_dim half floats at (t * num_kv_heads + h) * head_dim. Values alike.
+// is the run of head_dim half floats at (h * page_tokens + t) * head_dim, so that a head reads
+// consecutive memory. Values alike.
 struct PagedKv {
   uint16_t* keys = nullptr;
   uint16_t* values = nullptr;
@@ -39,14 +40,33 @@ struct PagedKv {
   int page_tokens = 0;
 };
 
+inline constexpr int kMaxHeadDim = 256;
+
 struct AttentionShape {
   int num_heads = 0;
   int num_kv_heads = 0;
-  int head_dim = 0;
+  int head_dim = 0;  // at most kMaxHeadDim
 };
 
+// Query tokens at consecutive positions of one sequence. Token t is at queries + t * query_stride,
+// [num_heads * head_dim], and sees positions [0, first_position + t]; out alike. Heads
+// [head_begin, head_end) are computed. out must not overlap queries.
+struct AttentionQuery {
+  const float* queries = nullptr;
+  int64_t query_stride = 0;
+  int first_position = 0;
+  int num_tokens = 0;
+  int head_begin = 0;
+  int head_end = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+};
+
+// Bytes behind KernelTable::multiply_bytes.
+inline constexpr int kPeakOperandBytes = 16384;
+
 struct KernelTable {
-  const char* name;  // "scalar", "avx2"
+  const char* name;  // "avx2", "scalar"
 
   // --- Matrices -------------------------------------------------------------------------------
   size_t (*prepacked_bytes)(const PackedMatrix& w);
@@ -89,11 +109,21 @@ struct KernelTable {
   // Rounds keys and values of one position, [num_kv_heads * head_dim] each, into the pages.
   void (*store_kv)(const PagedKv& kv, const AttentionShape& shape, int position, const float* key,
                    const float* value);
-  // One query token at `position` against positions [0, position], heads [head_begin, head_end).
-  // query and out: [num_heads * head_dim]; out must not overlap query. scale 1 / sqrt(head_dim).
-  // scratch: position + 1 floats.
-  void (*attention)(const PagedKv& kv, const AttentionShape& shape, int position,
-                    const float* query, int head_begin, int head_end, float* scratch, float* out);
+  // softmax(q k / sqrt(head_dim)) v. Tokens of one call, and heads that share a key/value head,
+  // share its reading. scratch: attention_scratch_floats floats.
+  size_t (*attention_scratch_floats)(const AttentionShape& shape);
+  void (*attention)(const PagedKv& kv, const AttentionShape& shape, const AttentionQuery& query,
+                    float* scratch);
+
+  // --- Limits of the CPU, to measure rates against ----------------------------------------------
+  // Reads [p, p + n) once, in order, with the prefetching of the weight stream; n a multiple of
+  // 256.
+  uint64_t (*read)(const uint8_t* p, size_t n);
+  // The inner loop of the low-bit products for many tokens, with operands in L1 and nothing around
+  // it. operands: kPeakOperandBytes, 64-byte aligned. Returns operations done: 2 a multiply-add.
+  int64_t (*multiply_bytes)(const uint8_t* operands, int64_t rounds);
+  // Independent chains of float multiply-adds in registers. Returns operations done.
+  int64_t (*multiply_floats)(int64_t rounds);
 };
 
 }  // namespace quern::kernels

@@ -11,14 +11,16 @@
 // ascending order of the input; attention walks the positions in ascending order.
 
 #include <absl/strings/string_view.h>
+#include <absl/types/span.h>
 
 #include "kernels/kernel_table.h"
 
 namespace quern::kernels {
 
-// The best table this CPU can run, by CPUID, found once.
-const KernelTable& BestKernels();
-// By name ("scalar", "avx2"); null when there is none or this CPU cannot run it.
+// The tables this CPU can run, by CPUID, best first; the last, "scalar", runs everywhere.
+absl::Span<const KernelTable* const> AvailableKernels();
+inline const KernelTable& BestKernels() { return *AvailableKernels().front(); }
+// By name ("avx2", "scalar"); null when there is none or this CPU cannot run it.
 const KernelTable* FindKernels(absl::string_view name);
 
 }  // namespace quern::kernels

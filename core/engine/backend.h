@@ -43,6 +43,8 @@ class BackendModel {
   virtual absl::StatusOr<absl::Span<const float>> Step(const Batch& batch) = 0;
   virtual int num_pages() const = 0;
   virtual int64_t weight_bytes() const = 0;
+  // Of these, what every step reads: all but an embedding that is not the head too.
+  virtual int64_t step_weight_bytes() const = 0;
   virtual int64_t kv_bytes() const = 0;
 };
 

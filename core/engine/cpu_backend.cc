@@ -43,10 +43,8 @@ class CpuModel final : public BackendModel {
     // Before the weights: it is quick to fail.
     ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
     ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, kernels));
-    const auto max_context = static_cast<int>(std::min<int64_t>(
-        int64_t{model->num_pages()} * limits.page_tokens, source.config().max_position_embeddings));
-    ASSIGN_OR_RETURN(model->workspace_, Workspace::Allocate(model->weights_, kernels, limits,
-                                                            max_context, pool->num_threads()));
+    ASSIGN_OR_RETURN(model->workspace_,
+                     Workspace::Allocate(model->weights_, kernels, limits, pool->num_threads()));
     return model;
   }
 
@@ -64,6 +62,10 @@ class CpuModel final : public BackendModel {
     return static_cast<int>(kv_bytes() / (kv_.page_elements * int64_t{sizeof(uint16_t)}));
   }
   int64_t weight_bytes() const override { return weights_.size_bytes; }
+  int64_t step_weight_bytes() const override {
+    const auto embedding = static_cast<int64_t>(weights_.embedding.storage.size_bytes());
+    return weights_.size_bytes - (weights_.config.tie_word_embeddings ? 0 : embedding);
+  }
   int64_t kv_bytes() const override { return static_cast<int64_t>(kv_.storage.size_bytes()); }
 
  private:

@@ -40,7 +40,7 @@ struct EngineOptions {
   // Requests that wait beyond `max_sequences`: with that many unfinished ones in the engine,
   // Submit gives RESOURCE_EXHAUSTED.
   int max_queued_requests = 256;
-  // "scalar" or "avx2", to compare or to find a fault; empty: the best this CPU can run.
+  // A table by name ("scalar"), to compare or to find a fault; empty: the best this CPU can run.
   std::string kernels;
   absl::Status Validate() const;
 };
@@ -114,9 +114,10 @@ struct ModelInfo {
   ModelConfig config;
   // Tokens of the longest sequence: max_position_embeddings, or what the KV pages hold.
   int max_context_tokens = 0;
-  int64_t weight_bytes = 0;  // in the form the kernels read
-  int64_t kv_bytes = 0;      // pages reserved for it
-  std::string kernel;        // "avx2" or "scalar"
+  int64_t weight_bytes = 0;       // in the form the kernels read
+  int64_t step_weight_bytes = 0;  // of these, what every step reads
+  int64_t kv_bytes = 0;           // pages reserved for it
+  std::string kernel;             // name of the table
   ChatFormat chat_format = ChatFormat::kNone;
 };
 

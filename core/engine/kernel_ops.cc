@@ -21,11 +21,21 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kMinProducts = 32 * 1024;
 constexpr int64_t kMinElements = 4 * 1024;
 
+// Query tokens that share the reading of keys and values: enough that it costs little beside the
+// products, few enough to share a prefill between the threads.
+constexpr int kAttentionTokens = 16;
+
 // Items of `cost` that are worth a thread.
 int64_t Grain(int64_t cost, int64_t min_cost) { return std::max<int64_t>(1, min_cost / cost); }
 
 int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+kernels::AttentionShape Heads(const ModelConfig& config) {
+  return {.num_heads = config.num_attention_heads,
+          .num_kv_heads = config.num_key_value_heads,
+          .head_dim = config.head_dim};
 }
 
 int64_t SumTokens(const Batch& batch) {
@@ -66,7 +76,7 @@ size_t ActivationBytes(const CpuWeights& weights, const kernels::KernelTable& ke
 absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights& weights,
                                                                const kernels::KernelTable& kernels,
                                                                const BackendLimits& limits,
-                                                               int max_context, int num_threads) {
+                                                               int num_threads) {
   const ModelConfig& config = weights.config;
   auto workspace = std::make_unique<Workspace>();
   struct Part {
@@ -88,7 +98,8 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights&
       {&workspace->gate, tokens, padded(config.intermediate_size)},
       {&workspace->up, tokens, padded(config.intermediate_size)},
       {&workspace->cos_sin, tokens, padded(config.head_dim)},
-      {&workspace->scores, num_threads, padded(max_context)},
+      {&workspace->attention_scratch, num_threads,
+       padded(static_cast<int64_t>(kernels.attention_scratch_floats(Heads(config))))},
       {&workspace->logits, limits.max_logits, config.vocab_size},
   };
   int64_t bytes = 0;
@@ -107,6 +118,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights&
   workspace->activations = workspace->memory_.data() + activations_offset;
   workspace->tokens.reserve(tokens);
   workspace->logit_rows.reserve(limits.max_logits);
+  workspace->attention_units.reserve(limits.max_step_tokens * config.num_attention_heads);
   workspace->attention_ends.resize(num_threads);
   return workspace;
 }
@@ -118,9 +130,7 @@ KernelOps::KernelOps(const CpuWeights& weights, const kernels::KernelTable& kern
       kv_(kv),
       workspace_(workspace),
       pool_(pool),
-      shape_{.num_heads = weights.config.num_attention_heads,
-             .num_kv_heads = weights.config.num_key_value_heads,
-             .head_dim = weights.config.head_dim},
+      shape_(Heads(weights.config)),
       num_tokens_(SumTokens(batch)) {
   workspace_.tokens.clear();
   workspace_.logit_rows.clear();
@@ -134,6 +144,7 @@ KernelOps::KernelOps(const CpuWeights& weights, const kernels::KernelTable& kern
           {.id = run.tokens[i], .position = run.position + i, .pages = run.pages.data()});
     }
   }
+  PlanAttention();
 }
 
 FloatRows KernelOps::Embed(const CpuWeights& model) {
@@ -190,47 +201,28 @@ FloatRows KernelOps::Attend(int layer, Qkv qkv) {
     }
   });
 
-  // Units of work are (token, heads), where heads are those that share a key/value head unless
-  // there are too few units for the threads. A unit's cost is its position; each thread takes a run
-  // of units of about equal cost, ending at attention_ends[thread].
-  const int group = shape_.num_heads / shape_.num_kv_heads;
-  const int num_threads = pool_.num_threads();
-  const int unit = num_tokens_ * shape_.num_kv_heads >= num_threads ? group : 1;
-  const int64_t units_per_token = shape_.num_heads / unit;
-  int64_t cost = 0;
-  for (const Workspace::Token& token : workspace_.tokens) cost += token.position + 1;
-  int64_t before = 0;  // cost of the tokens before t
-  int64_t t = 0;
-  for (int thread = 0; thread < num_threads; ++thread) {
-    // All costs times units_per_token, to stay in integers.
-    const int64_t target = cost * units_per_token * (thread + 1) / num_threads;
-    while (t < num_tokens_ &&
-           (before + workspace_.tokens[t].position + 1) * units_per_token <= target) {
-      before += workspace_.tokens[t++].position + 1;
-    }
-    int64_t end = t * units_per_token;
-    if (t < num_tokens_) {
-      end += (target - before * units_per_token) / (workspace_.tokens[t].position + 1);
-    }
-    workspace_.attention_ends[thread] = end;
-  }
-
   // Two products an element.
-  const int64_t products = 2 * cost * shape_.num_heads * shape_.head_dim;
+  int64_t positions = 0;
+  for (const Workspace::Token& token : workspace_.tokens) positions += token.position + 1;
+  const int64_t products = 2 * positions * shape_.num_heads * shape_.head_dim;
+  const int num_threads = pool_.num_threads();
   const int64_t threads_grain = products < 2 * kMinProducts ? num_threads : 1;
   pool_.ParallelFor(num_threads, threads_grain, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
-      int64_t next = thread == 0 ? 0 : workspace_.attention_ends[thread - 1];
-      while (next < workspace_.attention_ends[thread]) {
-        const int64_t row = next / units_per_token;
-        const int64_t stop =
-            std::min(workspace_.attention_ends[thread], (row + 1) * units_per_token);
-        const Workspace::Token& token = workspace_.tokens[row];
-        kernels_.attention(LayerPages(layer, token.pages), shape_, token.position, qkv.q.row(row),
-                           static_cast<int>(next - row * units_per_token) * unit,
-                           static_cast<int>(stop - row * units_per_token) * unit,
-                           workspace_.scores.row(thread), workspace_.attention.row(row));
-        next = stop;
+      const int32_t first = thread == 0 ? 0 : workspace_.attention_ends[thread - 1];
+      for (int32_t i = first; i < workspace_.attention_ends[thread]; ++i) {
+        const Workspace::AttentionUnit& unit = workspace_.attention_units[i];
+        const Workspace::Token& token = workspace_.tokens[unit.first_token];
+        kernels_.attention(LayerPages(layer, token.pages), shape_,
+                           {.queries = qkv.q.row(unit.first_token),
+                            .query_stride = qkv.q.stride,
+                            .first_position = token.position,
+                            .num_tokens = unit.num_tokens,
+                            .head_begin = unit.head_begin,
+                            .head_end = unit.head_end,
+                            .out = workspace_.attention.row(unit.first_token),
+                            .out_stride = workspace_.attention.stride},
+                           workspace_.attention_scratch.row(thread));
       }
     }
   });
@@ -275,6 +267,47 @@ FloatRows KernelOps::Head(const CpuWeights& model, FloatRows x) {
   Multiply(workspace_.normed, num_rows, group_size, /*accumulate=*/false,
            {{&model.head(), workspace_.logits}});
   return workspace_.logits;
+}
+
+void KernelOps::PlanAttention() {
+  std::vector<Workspace::AttentionUnit>& units = workspace_.attention_units;
+  units.clear();
+  const std::vector<Workspace::Token>& tokens = workspace_.tokens;
+  const int num_threads = pool_.num_threads();
+  // Heads that share a key/value head stay together unless there are too few for the threads.
+  const int group = shape_.num_heads / shape_.num_kv_heads;
+  const int heads = num_tokens_ * shape_.num_kv_heads >= num_threads ? group : 1;
+  const auto cost = [&](const Workspace::AttentionUnit& unit) {
+    // Reading a position costs about as much as one query's products with it.
+    return int64_t{tokens[unit.first_token].position + unit.num_tokens} *
+           (unit.num_tokens * (unit.head_end - unit.head_begin) + 1);
+  };
+  int64_t total = 0;
+  for (int32_t t = 0; t < num_tokens_;) {
+    int32_t count = 1;
+    while (count < kAttentionTokens && t + count < num_tokens_ &&
+           tokens[t + count].pages == tokens[t].pages &&
+           tokens[t + count].position == tokens[t].position + count) {
+      ++count;
+    }
+    for (int head = 0; head < shape_.num_heads; head += heads) {
+      units.push_back({t, count, head, head + heads});
+      total += cost(units.back());
+    }
+    t += count;
+  }
+  int64_t before = 0;  // cost of the units before `next`
+  int32_t next = 0;
+  const auto num_units = static_cast<int32_t>(units.size());
+  for (int thread = 0; thread < num_threads; ++thread) {
+    const int64_t target = total * (thread + 1) / num_threads;
+    // A unit goes where the larger part of it belongs.
+    while (next < num_units && before + cost(units[next]) / 2 < target) {
+      before += cost(units[next++]);
+    }
+    workspace_.attention_ends[thread] = next;
+  }
+  workspace_.attention_ends[num_threads - 1] = num_units;
 }
 
 kernels::PagedKv KernelOps::LayerPages(int layer, const int32_t* pages) const {

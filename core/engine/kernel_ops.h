@@ -29,11 +29,11 @@ struct FloatRows {
 // The buffers of a step, allocated once for the largest.
 class Workspace {
  public:
-  // `max_context` tokens a sequence. RESOURCE_EXHAUSTED when there is no memory.
+  // RESOURCE_EXHAUSTED when there is no memory.
   static absl::StatusOr<std::unique_ptr<Workspace>> Allocate(const CpuWeights& weights,
                                                              const kernels::KernelTable& kernels,
                                                              const BackendLimits& limits,
-                                                             int max_context, int num_threads);
+                                                             int num_threads);
 
   FloatRows hidden;                // [max_step_tokens, hidden_size], the residual stream
   FloatRows normed;                // [max_step_tokens, hidden_size]
@@ -42,7 +42,7 @@ class Workspace {
   FloatRows attention;             // [max_step_tokens, q_size]
   FloatRows gate, up;              // [max_step_tokens, intermediate_size]
   FloatRows cos_sin;               // [max_step_tokens, head_dim]
-  FloatRows scores;                // [num_threads, max_context]
+  FloatRows attention_scratch;     // [num_threads, attention_scratch_floats]
   FloatRows logits;                // [max_logits, vocab_size], stride vocab_size
   uint8_t* activations = nullptr;  // quantized, of any input
 
@@ -53,8 +53,19 @@ class Workspace {
     const int32_t* pages = nullptr;
   };
   std::vector<Token> tokens;
-  std::vector<int32_t> logit_rows;      // tokens whose logits are wanted
-  std::vector<int64_t> attention_ends;  // see KernelOps::Attend
+  std::vector<int32_t> logit_rows;  // tokens whose logits are wanted
+
+  // Consecutive tokens of one sequence and heads that share a key/value head: what one call of the
+  // attention kernel takes.
+  struct AttentionUnit {
+    int32_t first_token = 0;
+    int32_t num_tokens = 0;
+    int32_t head_begin = 0;
+    int32_t head_end = 0;
+  };
+  std::vector<AttentionUnit> attention_units;
+  // Thread i takes the units from the end of thread i - 1 up to this.
+  std::vector<int32_t> attention_ends;
 
  private:
   AlignedBuffer memory_;
@@ -96,6 +107,8 @@ class KernelOps {
     FloatRows y;
   };
 
+  // Cuts the step's attention into units and shares them out.
+  void PlanAttention();
   kernels::PagedKv LayerPages(int layer, const int32_t* pages) const;
   // Quantizes rows [begin, end) of the step's input into workspace.activations.
   void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int64_t num_rows, int cols,

@@ -83,6 +83,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
   info.max_context_tokens = static_cast<int>(std::min<int64_t>(
       int64_t{model->num_pages()} * options.page_tokens, info.config.max_position_embeddings));
   info.weight_bytes = model->weight_bytes();
+  info.step_weight_bytes = model->step_weight_bytes();
   info.kv_bytes = model->kv_bytes();
   info.kernel = std::string(backend->name());
   if (tokenizer != nullptr) {

@@ -1,257 +1,276 @@
 // Low-bit matrices times int8 activations.
 //
-// Activations are one record a token: [padded cols] int8, where each group fills whole chunks with
-// zeros, then per group its scale (float) and minus the sum of its integers (int32). Records have
-// an odd number of 64-byte lines, so that those of several tokens do not meet in the same cache
-// sets.
-//
 // Per (row, group, token) every path below computes the exact integer
 //   s = sum_k code * a - zero_point * sum_k a
 // and then out = fma(float(s), row scale * token scale, out), groups ascending. That is the one
 // rounding rule: it makes a token's numbers independent of the tokens around it.
+//
+// A vector holds kRowsPerVector rows; rows_*-inl.h has its types and operations, dot_*-inl.h how
+// bytes are multiplied: kPlanes, kChunksPerJoin and DotSum.
+//
+// Few tokens read the tiles as they are, one linear stream. Many tokens share codes that were
+// unpacked once, into a panel that stays in L1.
 
-// Prefetch distances of the weight stream in bytes, tuned by kernels/bench for weights in DRAM: the
-// far one hides DRAM, the near one L2. Without them 4-bit decode ran at half the rate.
+// Prefetch distances of the weight stream in bytes, tuned by `quern bench kernels` for weights in
+// DRAM: the far one hides DRAM, the near one L2. Without them 4-bit decode ran at half the rate.
 constexpr size_t kNearPrefetch = 2048;
 constexpr size_t kFarPrefetch = 16384;
 
-struct ActivationLayout {
-  ActivationLayout(int cols, int group_size) : groups(cols, group_size) {
-    values_bytes = groups.total_chunks() * kChunk;
-    const int64_t lines = CeilDiv(values_bytes + int64_t{groups.count} * 8, 64);
-    record_bytes = (lines | 1) * 64;
-  }
-  int64_t scales_offset() const { return values_bytes; }
-  int64_t sums_offset() const { return values_bytes + int64_t{groups.count} * 4; }
+constexpr int kVectorsPerBlock = kRowBlock / kRowsPerVector;
 
-  Groups groups;
-  int64_t values_bytes;
-  int64_t record_bytes;
-};
+// Tokens that share codes in registers: as many sums as there are registers for. Unpacking takes
+// some of them.
+constexpr int kMaxTileTokens = 4;
+constexpr int kMaxPanelTokens = kRowsPerVector == 16 ? 8 : 4;
 
-size_t ActivationBytes(int num_tokens, int cols, int group_size) {
-  return static_cast<size_t>(num_tokens * ActivationLayout(cols, group_size).record_bytes);
-}
+// From how many tokens on a panel pays, and for how many it is used before the next is unpacked.
+constexpr int kMinPanelPass = 8;
+constexpr int kMaxPanelPass = 128;
+// With so many tokens, blocks as equal as they can be hold at least half of kMaxPanelTokens.
+static_assert(kMinPanelPass >= kMaxPanelTokens);
+constexpr int kMinPanelTokens = kRowsPerVector == 16 ? 4 : 3;
 
-// One group of `n` floats into `chunks` whole chunks.
-QUERN_INLINE void QuantizeGroup(const float* x, int n, int chunks, int8_t* values, float* scale_out,
-                                int32_t* negated_sum) {
-  F32x8 max = Zero();
-  // 0 * x summed: 0, or NaN as soon as a NaN or an infinity is among them.
-  F32x8 poison = Zero();
-  for (int i = 0; i < n; i += 8) {
-    const F32x8 v = n - i >= 8 ? Load(x + i) : LoadPart(x + i, n - i);
-    max = Max(max, Abs(v));
-    poison = Fma(v, Zero(), poison);
-  }
-  const float largest = MaxLane(max);
-  // A scale so small that it is subnormal would lose its precision; such a group is zero.
-  const bool zero = !(largest >= 0x1p-100f);
-  const float scale = zero ? 0.0f : largest / 127.0f;
-  const F32x8 divisor = Set(zero ? 1.0f : scale);
-  I32x8 sum = ZeroInt();
-  for (int i = 0; i < chunks * kChunk; i += 8) {
-    F32x8 v = i + 8 <= n ? Load(x + i) : LoadPart(x + i, i < n ? n - i : 0);
-    v = Div(v, divisor);
-    const I32x8 q = RoundToInt(Min(Max(v, Set(-127.0f)), Set(127.0f)));
-    sum = AddInt(sum, q);
-    StoreInt8(q, values + i);
-  }
-  *scale_out = scale + SumLanes(poison);
-  *negated_sum = -SumLanesInt(sum);
-}
+// What a panel holds. Groups wider than that go without.
+constexpr int kPanelChunks = 16;
+constexpr int kMaxPanelChunks = 64;
+constexpr int kPanelStepBytes = 4 * kRowBlock;
+template <int kBits>
+constexpr int kPanelChunkBytes = kStepsPerChunk* kPlanes<kBits>* kPanelStepBytes;
 
-void QuantizeActivations(const float* x, int64_t x_stride, int token_begin, int token_end,
-                         int /*num_tokens*/, int cols, int group_size, uint8_t* out) {
-  const ActivationLayout layout(cols, group_size);
-  for (int token = token_begin; token < token_end; ++token) {
-    uint8_t* record = out + token * layout.record_bytes;
-    const float* from = x + token * x_stride;
-    int8_t* values = reinterpret_cast<int8_t*>(record);
-    float* scales = reinterpret_cast<float*>(record + layout.scales_offset());
-    int32_t* sums = reinterpret_cast<int32_t*>(record + layout.sums_offset());
-    for (int group = 0; group < layout.groups.count; ++group) {
-      const int begin = group * group_size;
-      const int chunks = layout.groups.chunks(group);
-      QuantizeGroup(from + begin, MinInt(group_size, cols - begin), chunks, values, scales + group,
-                    sums + group);
-      values += chunks * kChunk;
+// --- Codes -------------------------------------------------------------------------------------
+
+// Codes of step kStep for vector `v` of a chunk.
+template <int kBits, int kStep, int kPlane>
+QUERN_INLINE RowBytes Unpack(const uint8_t* chunk, int v) {
+  const uint8_t* lines = chunk + LaneOffset(v * kRowsPerVector, kBits);
+  if constexpr (kBits == 3) {
+    if constexpr (kStep < 6) {
+      return Field<kStep % 2 * 3, 7>(LoadRowBytes(lines + 64 * (kStep / 2)));
     }
-    // The filling up to the end is never read but by copies.
-    uint8_t* end = record + layout.sums_offset() + int64_t{layout.groups.count} * 4;
-    __builtin_memset(end, 0, static_cast<size_t>(record + layout.record_bytes - end));
+    if constexpr (kStep == 6) {
+      return Or(Field<6, 3>(LoadRowBytes(lines)), Field<4, 4>(LoadRowBytes(lines + 64)));
+    }
+    return Or(Field<7, 1>(LoadRowBytes(lines + 64)), Field<5, 6>(LoadRowBytes(lines + 128)));
+  } else if constexpr (kBits == 8 && kPlanes<kBits> == 1) {
+    return LoadRowBytes(lines + 64 * kStep);
+  } else if constexpr (kBits == 8) {
+    return Field<kPlane * 4, 15>(LoadRowBytes(lines + 64 * kStep));
+  } else {
+    constexpr int kFields = 8 / kBits;
+    return Field<kStep % kFields * kBits, (1 << kBits) - 1>(
+        LoadRowBytes(lines + 64 * (kStep / kFields)));
+  }
+}
+
+// The same from a chunk of tiles or of a panel.
+template <int kBits, bool kPanel, int kStep, int kPlane>
+QUERN_INLINE RowBytes LoadCodes(const uint8_t* chunk, int v) {
+  if constexpr (kPanel) {
+    return LoadRowBytes(chunk + (kStep * kPlanes<kBits> + kPlane) * kPanelStepBytes +
+                        4 * kRowsPerVector * v);
+  } else {
+    return Unpack<kBits, kStep, kPlane>(chunk, v);
+  }
+}
+
+// Steps kStep and up of one chunk into a panel.
+template <int kBits, int kStep = 0>
+QUERN_INLINE void UnpackChunk(const uint8_t* chunk, uint8_t* panel) {
+  if constexpr (kStep < kStepsPerChunk) {
+    for (int v = 0; v < kVectorsPerBlock; ++v) {
+      uint8_t* to = panel + kStep * kPlanes<kBits> * kPanelStepBytes + 4 * kRowsPerVector * v;
+      StoreBytes(Unpack<kBits, kStep, 0>(chunk, v), to);
+      if constexpr (kPlanes<kBits> == 2) {
+        StoreBytes(Unpack<kBits, kStep, 1>(chunk, v), to + kPanelStepBytes);
+      }
+    }
+    UnpackChunk<kBits, kStep + 1>(chunk, panel);
+  }
+}
+
+// Groups [begin, end) of a block of rows into a panel; `tile` is that of the first.
+template <int kBits>
+void UnpackGroups(const TileLayout& tiles, const uint8_t* tile, int begin, int end,
+                  uint8_t* panel) {
+  for (int group = begin; group < end; ++group) {
+    Prefetch(tile, kNearPrefetch, kFarPrefetch);
+    tile += tiles.header_bytes;
+    for (int chunk = 0; chunk < tiles.groups.chunks(group); ++chunk) {
+      for (int i = 0; i < tiles.chunk_bytes; i += 64) {
+        Prefetch(tile + i, kNearPrefetch, kFarPrefetch);
+      }
+      UnpackChunk<kBits>(tile, panel);
+      tile += tiles.chunk_bytes;
+      panel += kPanelChunkBytes<kBits>;
+    }
   }
 }
 
 // --- Inner loops -------------------------------------------------------------------------------
 
-// 8-bit codes are multiplied as two halves of four bits, since a pair of products with a whole byte
-// does not fit int16.
-template <int kBits>
-constexpr int kPlanes = kBits == 8 ? 2 : 1;
+// One block of rows times a few tokens, over groups [group_begin, group_end).
+struct BlockProduct {
+  const TileLayout& tiles;
+  const ActivationLayout& layout;
+  bool symmetric;
+  int group_begin;
+  int group_end;
+  const uint8_t* tile;    // of group_begin
+  const uint8_t* panel;   // of group_begin, or null
+  const uint8_t* record;  // of the first token
+  bool accumulate;
+  float* y;  // of the block's first row
+  int64_t y_stride;
+};
 
-// Chunks whose products an int16 lane can hold: a step adds at most 2 * (2^bits - 1) * 127, that is
-// 762, 1778 or 3810, eight times a chunk.
-template <int kBits>
-constexpr int kChunksPerWidening = kBits == 2   ? 4
-                                   : kBits == 3 ? 2
-                                                : 1;
+template <int kBits, bool kPanel, int kTokens, int kVectors>
+using DotSums = DotSum<kBits, kTokens == 1>[kTokens][kVectors];
 
-// Codes of step kStep for vector `v` (8 rows) of a chunk.
-template <int kBits, int kStep, int kPlane>
-QUERN_INLINE U8x32 Unpack(const uint8_t* chunk, int v) {
-  const uint8_t* lines = chunk + v / 2 * (64 * kBits) + v % 2 * 32;
-  if constexpr (kBits == 3) {
-    if constexpr (kStep < 6) return Field<kStep % 2 * 3, 7>(LoadBytes(lines + 64 * (kStep / 2)));
-    if constexpr (kStep == 6) {
-      return Or(Field<6, 3>(LoadBytes(lines)), Field<4, 4>(LoadBytes(lines + 64)));
-    }
-    return Or(Field<7, 1>(LoadBytes(lines + 64)), Field<5, 6>(LoadBytes(lines + 128)));
-  } else if constexpr (kBits == 8) {
-    return Field<kPlane * 4, 15>(LoadBytes(lines + 64 * kStep));
-  } else {
-    constexpr int kFields = 8 / kBits;
-    return Field<kStep % kFields * kBits, (1 << kBits) - 1>(
-        LoadBytes(lines + 64 * (kStep / kFields)));
+template <int kBits, bool kPanel, int kTokens, int kVectors, int kStep, int kPlane>
+QUERN_INLINE void MultiplyStep(const uint8_t* chunk, int first_vector, const int8_t* a,
+                               int64_t record_bytes, DotSums<kBits, kPanel, kTokens, kVectors>& sum,
+                               RowInts (&total)[kTokens][kVectors]) {
+  RowBytes codes[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    codes[v] = LoadCodes<kBits, kPanel, kStep, kPlane>(chunk, first_vector + v);
   }
-}
-
-template <int kBits, int kTokens, int kVectors, int kStep, int kPlane>
-QUERN_INLINE void MultiplyStep(const uint8_t* chunk, const int8_t* a, int64_t record_bytes,
-                               I16x16 (&sum)[kTokens][kVectors]) {
-  U8x32 codes[kVectors];
-  for (int v = 0; v < kVectors; ++v) codes[v] = Unpack<kBits, kStep, kPlane>(chunk, v);
   for (int t = 0; t < kTokens; ++t) {
-    const U8x32 four = Broadcast4(a + t * record_bytes + 4 * kStep);
+    const RowBytes four = BroadcastToRows(a + t * record_bytes + 4 * kStep);
     for (int v = 0; v < kVectors; ++v) {
-      sum[t][v] = AddInt16(sum[t][v], MulBytes(codes[v], four));
+      sum[t][v].template Add<kStep, kPlane>(codes[v], four, total[t][v]);
     }
   }
 }
 
 // Steps kStep and up of one chunk.
-template <int kBits, int kTokens, int kVectors, int kStep = 0>
-QUERN_INLINE void MultiplyChunk(const uint8_t* chunk, const int8_t* a, int64_t record_bytes,
-                                I16x16 (&sum)[kPlanes<kBits>][kTokens][kVectors]) {
+template <int kBits, bool kPanel, int kTokens, int kVectors, int kStep = 0>
+QUERN_INLINE void MultiplyChunk(const uint8_t* chunk, int first_vector, const int8_t* a,
+                                int64_t record_bytes,
+                                DotSums<kBits, kPanel, kTokens, kVectors>& sum,
+                                RowInts (&total)[kTokens][kVectors]) {
   if constexpr (kStep < kStepsPerChunk) {
-    MultiplyStep<kBits, kTokens, kVectors, kStep, 0>(chunk, a, record_bytes, sum[0]);
+    MultiplyStep<kBits, kPanel, kTokens, kVectors, kStep, 0>(chunk, first_vector, a, record_bytes,
+                                                             sum, total);
     if constexpr (kPlanes<kBits> == 2) {
-      MultiplyStep<kBits, kTokens, kVectors, kStep, 1>(chunk, a, record_bytes, sum[1]);
+      MultiplyStep<kBits, kPanel, kTokens, kVectors, kStep, 1>(chunk, first_vector, a, record_bytes,
+                                                               sum, total);
     }
-    MultiplyChunk<kBits, kTokens, kVectors, kStep + 1>(chunk, a, record_bytes, sum);
+    MultiplyChunk<kBits, kPanel, kTokens, kVectors, kStep + 1>(chunk, first_vector, a, record_bytes,
+                                                               sum, total);
   }
 }
 
-// Adds code * a over one group to `total`. `codes` is that of the vectors' first row.
-template <int kBits, int kTokens, int kVectors>
-QUERN_INLINE void MultiplyGroup(const uint8_t* codes, int num_chunks, const int8_t* a,
-                                int64_t record_bytes, I32x8 (&total)[kTokens][kVectors]) {
-  constexpr int kChunkBytes = kRowBlock * kChunk / 8 * kBits;
+// Adds code * a over the `num_chunks` chunks of one group to `total`.
+template <int kBits, bool kPanel, int kTokens, int kVectors>
+QUERN_INLINE void MultiplyGroup(const uint8_t* codes, int num_chunks, int first_vector,
+                                const int8_t* a, int64_t record_bytes,
+                                RowInts (&total)[kTokens][kVectors]) {
+  constexpr int kChunkBytes = kPanel ? kPanelChunkBytes<kBits> : kRowBlock * kChunk / 8 * kBits;
   for (int chunk = 0; chunk < num_chunks;) {
-    I16x16 sum[kPlanes<kBits>][kTokens][kVectors];
-    for (auto& plane : sum) {
-      for (auto& token : plane) {
-        for (auto& v : token) v = ZeroInt16();
-      }
+    DotSums<kBits, kPanel, kTokens, kVectors> sum;
+    for (auto& token : sum) {
+      for (auto& v : token) v.Clear();
     }
-    const int end = MinInt(chunk + kChunksPerWidening<kBits>, num_chunks);
+    const int end = MinInt(num_chunks - chunk, kChunksPerJoin<kBits>) + chunk;
     for (; chunk < end; ++chunk, codes += kChunkBytes, a += kChunk) {
-      for (int i = 0; i < kChunkBytes; i += 64) Prefetch(codes + i, kNearPrefetch, kFarPrefetch);
-      MultiplyChunk<kBits, kTokens, kVectors>(codes, a, record_bytes, sum);
+      if constexpr (!kPanel) {
+        for (int i = 0; i < kChunkBytes; i += 64) Prefetch(codes + i, kNearPrefetch, kFarPrefetch);
+      }
+      MultiplyChunk<kBits, kPanel, kTokens, kVectors>(codes, first_vector, a, record_bytes, sum,
+                                                      total);
     }
     for (int t = 0; t < kTokens; ++t) {
-      for (int v = 0; v < kVectors; ++v) {
-        total[t][v] = AddPairs<1>(sum[0][t][v], total[t][v]);
-        if constexpr (kPlanes<kBits> == 2) {
-          total[t][v] = AddPairs<16>(sum[1][t][v], total[t][v]);
-        }
-      }
+      for (int v = 0; v < kVectors; ++v) sum[t][v].Join(total[t][v]);
     }
   }
 }
 
-// kVectors * 8 rows from `first_vector` of one block of rows, kTokens tokens.
-template <int kBits, int kTokens, int kVectors>
-void MultiplyRows(const PrepackedMatrix& w, const TileLayout& tiles, const uint8_t* block,
-                  int first_vector, const ActivationLayout& layout, const uint8_t* record,
-                  bool accumulate, float* y, int64_t y_stride) {
-  F32x8 out[kTokens][kVectors];
+// kVectors vectors of rows from `first_vector` of the block.
+template <int kBits, bool kPanel, int kTokens, int kVectors>
+void MultiplyRows(const BlockProduct& p, int first_vector) {
+  float* y = p.y + first_vector * kRowsPerVector;
+  RowFloats out[kTokens][kVectors];
   for (int t = 0; t < kTokens; ++t) {
     for (int v = 0; v < kVectors; ++v) {
-      out[t][v] = accumulate ? Load(y + t * y_stride + 8 * v) : Zero();
+      out[t][v] = p.accumulate ? LoadRows(y + t * p.y_stride + kRowsPerVector * v) : ZeroRows();
     }
   }
-  const int64_t record_bytes = layout.record_bytes;
-  const int8_t* a = reinterpret_cast<const int8_t*>(record);
-  const uint8_t* tile = block;
-  for (int group = 0; group < layout.groups.count; ++group) {
-    const int chunks = layout.groups.chunks(group);
-    Prefetch(tile, kNearPrefetch, kFarPrefetch);
-    Prefetch(tile + 64, kNearPrefetch, kFarPrefetch);
-    I32x8 total[kTokens][kVectors];
-    F32x8 scale[kVectors];
+  const int64_t record_bytes = p.layout.record_bytes;
+  const int8_t* a = reinterpret_cast<const int8_t*>(p.record) +
+                    int64_t{p.group_begin} * p.layout.groups.full_chunks * kChunk;
+  const uint8_t* scales = p.record + p.layout.scales_offset() + int64_t{p.group_begin} * 4;
+  const uint8_t* sums = p.record + p.layout.sums_offset() + int64_t{p.group_begin} * 4;
+  const uint8_t* tile = p.tile;
+  const uint8_t* panel = p.panel;
+  for (int group = p.group_begin; group < p.group_end; ++group, scales += 4, sums += 4) {
+    const int chunks = p.layout.groups.chunks(group);
+    if constexpr (!kPanel) {
+      Prefetch(tile, kNearPrefetch, kFarPrefetch);
+      Prefetch(tile + 64, kNearPrefetch, kFarPrefetch);
+    }
+    RowInts total[kTokens][kVectors];
+    RowFloats scale[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      const int lane = (first_vector + v) * 8;
-      const I32x8 zero_point =
-          w.symmetric ? SetInt(1 << (kBits - 1)) : LoadBytesAsInt(tile + kScaleBytes + lane);
-      scale[v] = LoadHalf(reinterpret_cast<const uint16_t*>(tile) + lane);
+      const int lane = (first_vector + v) * kRowsPerVector;
+      const RowInts zero_point =
+          p.symmetric ? SetRowInts(1 << (kBits - 1)) : LoadRowBytesAsInt(tile + kScaleBytes + lane);
+      scale[v] = LoadRowHalves(reinterpret_cast<const uint16_t*>(tile) + lane);
       for (int t = 0; t < kTokens; ++t) {
         int32_t negated_sum;
-        __builtin_memcpy(&negated_sum,
-                         record + t * record_bytes + layout.sums_offset() + int64_t{group} * 4,
-                         sizeof(negated_sum));
-        total[t][v] = MulInt(zero_point, SetInt(negated_sum));
+        __builtin_memcpy(&negated_sum, sums + t * record_bytes, sizeof(negated_sum));
+        total[t][v] = MulInt(zero_point, SetRowInts(negated_sum));
       }
     }
-    tile += tiles.header_bytes;
-    MultiplyGroup<kBits, kTokens, kVectors>(tile + LaneOffset(first_vector * 8, kBits), chunks, a,
-                                            record_bytes, total);
-    tile += int64_t{chunks} * tiles.chunk_bytes;
+    tile += p.tiles.header_bytes;
+    MultiplyGroup<kBits, kPanel, kTokens, kVectors>(kPanel ? panel : tile, chunks, first_vector, a,
+                                                    record_bytes, total);
+    tile += int64_t{chunks} * p.tiles.chunk_bytes;
+    if constexpr (kPanel) panel += chunks * kPanelChunkBytes<kBits>;
     a += chunks * kChunk;
     for (int t = 0; t < kTokens; ++t) {
       float token_scale;
-      __builtin_memcpy(&token_scale,
-                       record + t * record_bytes + layout.scales_offset() + int64_t{group} * 4,
-                       sizeof(token_scale));
+      __builtin_memcpy(&token_scale, scales + t * record_bytes, sizeof(token_scale));
       for (int v = 0; v < kVectors; ++v) {
-        out[t][v] = Fma(ToFloat(total[t][v]), Mul(scale[v], Set(token_scale)), out[t][v]);
+        out[t][v] = Fma(ToFloat(total[t][v]), Mul(scale[v], SetRows(token_scale)), out[t][v]);
       }
     }
   }
   for (int t = 0; t < kTokens; ++t) {
-    for (int v = 0; v < kVectors; ++v) Store(out[t][v], y + t * y_stride + 8 * v);
+    for (int v = 0; v < kVectors; ++v) Store(out[t][v], y + t * p.y_stride + kRowsPerVector * v);
   }
 }
 
-// All 32 rows of a block for `num_tokens` <= kMaxTokens tokens.
-constexpr int kMaxTokens = 4;
-
-template <int kBits, int kTokens>
-QUERN_INLINE void MultiplyBlock(const PrepackedMatrix& w, const TileLayout& tiles,
-                                const uint8_t* block, const ActivationLayout& layout,
-                                const uint8_t* record, bool accumulate, float* y,
-                                int64_t y_stride) {
+// All 32 rows of the block for kTokens tokens.
+template <int kBits, bool kPanel, int kTokens>
+QUERN_INLINE void MultiplyBlock(const BlockProduct& p) {
   // As many accumulators as registers hold.
-  constexpr int kVectors = kTokens <= 2 && kTokens * kPlanes<kBits> <= 2 ? 4 : 2;
-  for (int v = 0; v < 4; v += kVectors) {
-    MultiplyRows<kBits, kTokens, kVectors>(w, tiles, block, v, layout, record, accumulate,
-                                           y + 8 * v, y_stride);
+  constexpr bool kAllRows = kRowsPerVector == 16 || (kTokens <= 2 && kTokens * kPlanes<kBits> <= 2);
+  constexpr int kVectors = kAllRows ? kVectorsPerBlock : 2;
+  for (int v = 0; v < kVectorsPerBlock; v += kVectors) {
+    MultiplyRows<kBits, kPanel, kTokens, kVectors>(p, v);
   }
 }
 
-template <int kBits>
-void MultiplyTokens(int num_tokens, const PrepackedMatrix& w, const TileLayout& tiles,
-                    const uint8_t* block, const ActivationLayout& layout, const uint8_t* record,
-                    bool accumulate, float* y, int64_t y_stride) {
+template <int kBits, bool kPanel>
+void MultiplyTokens(int num_tokens, const BlockProduct& p) {
+  constexpr int kFewest = kPanel ? kMinPanelTokens : 1;
+  constexpr int kMost = kPanel ? kMaxPanelTokens : kMaxTileTokens;
   switch (num_tokens) {
-    case 1:
-      return MultiplyBlock<kBits, 1>(w, tiles, block, layout, record, accumulate, y, y_stride);
-    case 2:
-      return MultiplyBlock<kBits, 2>(w, tiles, block, layout, record, accumulate, y, y_stride);
-    case 3:
-      return MultiplyBlock<kBits, 3>(w, tiles, block, layout, record, accumulate, y, y_stride);
-    case 4:
-      return MultiplyBlock<kBits, 4>(w, tiles, block, layout, record, accumulate, y, y_stride);
+#define QUERN_CASE(tokens)                                \
+  case tokens:                                            \
+    if constexpr (kFewest <= tokens && tokens <= kMost) { \
+      return MultiplyBlock<kBits, kPanel, tokens>(p);     \
+    }                                                     \
+    break;
+    QUERN_CASE(1)
+    QUERN_CASE(2)
+    QUERN_CASE(3)
+    QUERN_CASE(4)
+    QUERN_CASE(5)
+    QUERN_CASE(6)
+    QUERN_CASE(7)
+    QUERN_CASE(8)
+#undef QUERN_CASE
   }
   __builtin_unreachable();
 }
@@ -259,24 +278,96 @@ void MultiplyTokens(int num_tokens, const PrepackedMatrix& w, const TileLayout& 
 // --- Matrix ------------------------------------------------------------------------------------
 
 template <int kBits>
-void PackedMatmul(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
-                  int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
+void MultiplyTiles(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
+                   int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
   const TileLayout tiles(w.cols, w.group_size, kBits, w.symmetric);
   const ActivationLayout layout(w.cols, w.group_size);
   for (int row = row_begin; row < row_end; row += kRowBlock) {
-    const uint8_t* block = w.data + row / kRowBlock * tiles.block_bytes();
     const int rows = MinInt(kRowBlock, row_end - row);
     for (int token = 0; token < num_tokens;) {
-      const int tokens = NextTokens(num_tokens - token, kMaxTokens);
+      const int tokens = NextTokens(num_tokens - token, kMaxTileTokens);
       WithWholeBlock(tokens, rows, y + token * y_stride + row, y_stride,
                      [&](float* out, int64_t stride) {
-                       MultiplyTokens<kBits>(tokens, w, tiles, block, layout,
-                                             activations + token * layout.record_bytes, accumulate,
-                                             out, stride);
+                       MultiplyTokens<kBits, /*kPanel=*/false>(
+                           tokens, {.tiles = tiles,
+                                    .layout = layout,
+                                    .symmetric = w.symmetric,
+                                    .group_begin = 0,
+                                    .group_end = layout.groups.count,
+                                    .tile = w.data + row / kRowBlock * tiles.block_bytes(),
+                                    .panel = nullptr,
+                                    .record = activations + token * layout.record_bytes,
+                                    .accumulate = accumulate,
+                                    .y = out,
+                                    .y_stride = stride});
                      });
       token += tokens;
     }
   }
+}
+
+// The same through a panel: each block's codes are unpacked once for up to kMaxPanelPass tokens,
+// whose sums stay beside it, since rows of y may all lie in the same sets of the cache.
+template <int kBits>
+void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
+                      int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
+  const TileLayout tiles(w.cols, w.group_size, kBits, w.symmetric);
+  const ActivationLayout layout(w.cols, w.group_size);
+  const int full_chunks = layout.groups.full_chunks;
+  const int groups_per_panel = MaxInt(1, kPanelChunks / full_chunks);
+  alignas(64) uint8_t panel[kMaxPanelChunks * kPanelChunkBytes<kBits>];
+  alignas(64) float sums[kMaxPanelPass][kRowBlock];
+  for (int pass = 0; pass < num_tokens;) {
+    const int pass_tokens = NextTokens(num_tokens - pass, kMaxPanelPass);
+    for (int row = row_begin; row < row_end; row += kRowBlock) {
+      const size_t row_bytes = size_t(MinInt(kRowBlock, row_end - row)) * sizeof(float);
+      float* out = y + pass * y_stride + row;
+      if (accumulate) {
+        for (int t = 0; t < pass_tokens; ++t) {
+          __builtin_memcpy(sums[t], out + t * y_stride, row_bytes);
+        }
+      }
+      const uint8_t* tile = w.data + row / kRowBlock * tiles.block_bytes();
+      for (int group = 0; group < layout.groups.count; group += groups_per_panel) {
+        const int group_end = MinInt(group + groups_per_panel, layout.groups.count);
+        UnpackGroups<kBits>(tiles, tile, group, group_end, panel);
+        for (int token = 0; token < pass_tokens;) {
+          const int tokens = NextTokens(pass_tokens - token, kMaxPanelTokens);
+          MultiplyTokens<kBits, /*kPanel=*/true>(
+              tokens, {.tiles = tiles,
+                       .layout = layout,
+                       .symmetric = w.symmetric,
+                       .group_begin = group,
+                       .group_end = group_end,
+                       .tile = tile,
+                       .panel = panel,
+                       .record = activations + (pass + token) * layout.record_bytes,
+                       .accumulate = accumulate || group > 0,
+                       .y = sums[token],
+                       .y_stride = kRowBlock});
+          token += tokens;
+        }
+        tile += int64_t{groups_per_panel} *
+                (tiles.header_bytes + int64_t{full_chunks} * tiles.chunk_bytes);
+      }
+      for (int t = 0; t < pass_tokens; ++t) {
+        __builtin_memcpy(out + t * y_stride, sums[t], row_bytes);
+      }
+    }
+    pass += pass_tokens;
+  }
+}
+
+template <int kBits>
+void PackedMatmul(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
+                  int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
+  if constexpr (kUsesPanels) {
+    if (num_tokens >= kMinPanelPass && CeilDiv(w.group_size, kChunk) <= kMaxPanelChunks) {
+      return MultiplyByPanels<kBits>(w, activations, num_tokens, row_begin, row_end, accumulate, y,
+                                     y_stride);
+    }
+  }
+  MultiplyTiles<kBits>(w, activations, num_tokens, row_begin, row_end, accumulate, y, y_stride);
 }
 
 void Matmul(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens, int row_begin,

@@ -2,56 +2,61 @@
 #include <cpuid.h>
 #endif
 
+#include <vector>
+
 #include "kernels/cpu/tables.h"
 #include "kernels/kernels.h"
 
 namespace quern::kernels {
 namespace {
 
-struct Candidate {
-  const KernelTable* table;
-  bool (*runs_here)();
-};
-
 #if defined(__x86_64__)
-// CPUID leaf 1, ECX bit 29. Clang 14's __builtin_cpu_supports does not know the name.
+// Bits that __builtin_cpu_supports of clang 14 has no name for. Whether the operating system keeps
+// the registers is asked by the builtins beside them.
 bool HasF16c() {
-  unsigned int eax = 0;
-  unsigned int ebx = 0;
-  unsigned int ecx = 0;
-  unsigned int edx = 0;
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
 }
+bool HasVexVnni() {
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
+}
 
-// The builtins also ask whether the operating system keeps the wide registers.
 bool HasAvx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
 }
+bool HasAvx512Vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
 #endif
-
-// Best first; a new instruction set adds its isa_*.cc and a line here. The last runs everywhere.
-constexpr Candidate kCandidates[] = {
-#if defined(__x86_64__)
-    {&avx2::kTable, HasAvx2},
-#endif
-    {&scalar::kTable, [] { return true; }},
-};
 
 }  // namespace
 
-const KernelTable& BestKernels() {
-  static const KernelTable& best = []() -> const KernelTable& {
-    for (const Candidate& candidate : kCandidates) {
-      if (candidate.runs_here()) return *candidate.table;
+absl::Span<const KernelTable* const> AvailableKernels() {
+  static const auto& tables = *[] {
+    auto* available = new std::vector<const KernelTable*>;
+#if defined(__x86_64__)
+    const auto extend = [&](KernelTable (*extend_avx2)(KernelTable)) {
+      available->push_back(new KernelTable(extend_avx2(avx2::kTable)));
+    };
+    if (HasAvx2()) {
+      if (HasAvx512Vnni() && __builtin_cpu_supports("gfni")) extend(avx512_vnni_gfni::Extend);
+      if (HasAvx512Vnni()) extend(avx512_vnni::Extend);
+      if (HasVexVnni()) extend(avx_vnni::Extend);
+      available->push_back(&avx2::kTable);
     }
-    return scalar::kTable;
+#endif
+    available->push_back(&scalar::kTable);
+    return available;
   }();
-  return best;
+  return tables;
 }
 
 const KernelTable* FindKernels(absl::string_view name) {
-  for (const Candidate& candidate : kCandidates) {
-    if (name == candidate.table->name && candidate.runs_here()) return candidate.table;
+  for (const KernelTable* table : AvailableKernels()) {
+    if (name == table->name) return table;
   }
   return nullptr;
 }

@@ -2,6 +2,9 @@
 
 #define QUERN_INLINE inline __attribute__((always_inline))
 
+// Whether packed_matmul-inl.h unpacks codes once for many tokens.
+constexpr bool kUsesPanels = true;
+
 using F32x8 = __m256;
 using I32x8 = __m256i;
 using I16x16 = __m256i;
@@ -32,6 +35,26 @@ QUERN_INLINE float MaxLane(F32x8 v) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+QUERN_INLINE float FirstLane(F32x8 v) { return _mm256_cvtss_f32(v); }
+// Lane j of row i becomes lane i of row j.
+QUERN_INLINE void Transpose(F32x8 (&rows)[8]) {
+  __m256 pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
 }
 
 // --- float and integers ------------------------------------------------------------------------
@@ -72,6 +95,9 @@ QUERN_INLINE I32x8 LoadBytesAsInt(const uint8_t* p) {
 }
 QUERN_INLINE U8x32 LoadBytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+QUERN_INLINE void StoreBytes(U8x32 v, uint8_t* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
 }
 QUERN_INLINE U8x32 Broadcast4(const int8_t* p) {
   int32_t v;

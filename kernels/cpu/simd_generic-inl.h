@@ -4,6 +4,9 @@
 
 #define QUERN_INLINE inline __attribute__((always_inline))
 
+// Whether packed_matmul-inl.h unpacks codes once for many tokens.
+constexpr bool kUsesPanels = false;
+
 typedef float F32x8 __attribute__((vector_size(32)));
 typedef int32_t I32x8 __attribute__((vector_size(32)));
 typedef uint32_t U32x8 __attribute__((vector_size(32)));
@@ -43,6 +46,16 @@ QUERN_INLINE float MaxLane(F32x8 v) {
   float max = v[0];
   for (int i = 1; i < 8; ++i) max = max > v[i] ? max : v[i];
   return max;
+}
+
+QUERN_INLINE float FirstLane(F32x8 v) { return v[0]; }
+// Lane j of row i becomes lane i of row j.
+QUERN_INLINE void Transpose(F32x8 (&rows)[8]) {
+  F32x8 columns[8];
+  for (int i = 0; i < 8; ++i) {
+    for (int j = 0; j < 8; ++j) columns[j][i] = rows[i][j];
+  }
+  for (int i = 0; i < 8; ++i) rows[i] = columns[i];
 }
 
 // --- float and integers ------------------------------------------------------------------------
@@ -115,6 +128,7 @@ QUERN_INLINE U8x32 LoadBytes(const uint8_t* p) {
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
+QUERN_INLINE void StoreBytes(U8x32 v, uint8_t* p) { __builtin_memcpy(p, &v, sizeof(v)); }
 // The four bytes at p in each 32-bit lane.
 QUERN_INLINE U8x32 Broadcast4(const int8_t* p) {
   int32_t v;

@@ -17,6 +17,10 @@ constexpr KernelTable MakeTable(const char* name) {
       .silu_mul = SiluMul,
       .add = AddTo,
       .store_kv = StoreKv,
+      .attention_scratch_floats = AttentionScratchFloats,
       .attention = Attention,
+      .read = Read,
+      .multiply_bytes = MultiplyBytes,
+      .multiply_floats = MultiplyFloats,
   };
 }

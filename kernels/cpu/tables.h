@@ -1,7 +1,8 @@
 #ifndef QUERN_KERNELS_CPU_TABLES_H_
 #define QUERN_KERNELS_CPU_TABLES_H_
 
-// The tables that isa_*.cc define; select.cc chooses among them.
+// The tables that isa_*.cc define; select.cc chooses among them. A new instruction set adds its
+// isa_<name>.cc, a name here and in CMakeLists.txt, and what a CPU must have in select.cc.
 
 #include "kernels/kernel_table.h"
 
@@ -13,9 +14,21 @@ namespace quern::kernels {
 namespace scalar {
 extern const KernelTable kTable;
 }
+#if defined(__x86_64__)
 namespace avx2 {
 extern const KernelTable kTable;
 }
+// The table `avx2` with the products, which read the same layouts, in further instructions.
+namespace avx_vnni {
+KernelTable Extend(KernelTable avx2);
+}
+namespace avx512_vnni {
+KernelTable Extend(KernelTable avx2);
+}
+namespace avx512_vnni_gfni {
+KernelTable Extend(KernelTable avx2);
+}
+#endif
 
 }  // namespace quern::kernels
 

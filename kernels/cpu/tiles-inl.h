@@ -23,6 +23,7 @@ constexpr int kStepsPerChunk = 8;
 constexpr int kScaleBytes = kRowBlock * 2;
 
 QUERN_INLINE int MinInt(int a, int b) { return a < b ? a : b; }
+QUERN_INLINE int MaxInt(int a, int b) { return a > b ? a : b; }
 QUERN_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where the groups of a matrix, and so of its activations, lie.

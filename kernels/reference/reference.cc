@@ -119,7 +119,7 @@ std::vector<double> Attention(const PagedKv& kv, const AttentionShape& shape, in
   const auto at = [&](const uint16_t* base, int p, int kv_head, int i) {
     return double{
         HalfToFloat(base[kv.page_table[p / kv.page_tokens] * kv.page_stride +
-                         (int64_t{p % kv.page_tokens} * shape.num_kv_heads + kv_head) * dim + i])};
+                         (int64_t{kv_head} * kv.page_tokens + p % kv.page_tokens) * dim + i])};
   };
   for (int head = 0; head < shape.num_heads; ++head) {
     const int kv_head = head / (shape.num_heads / shape.num_kv_heads);

@@ -145,7 +145,7 @@ std::string Name(const testing::TestParamInfo<DenseMatmulTest::ParamType>& info)
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DenseMatmulTest,
-                         testing::Combine(testing::ValuesIn(AllTables()),
+                         testing::Combine(testing::ValuesIn(AvailableKernels()),
                                           testing::Values(Type::kF32, Type::kF16, Type::kBF16)),
                          Name);
 

@@ -15,15 +15,6 @@
 
 namespace quern::kernels {
 
-// The tables this CPU can run.
-inline std::vector<const KernelTable*> AllTables() {
-  std::vector<const KernelTable*> tables;
-  for (const char* name : {"scalar", "avx2"}) {
-    if (const KernelTable* table = FindKernels(name)) tables.push_back(table);
-  }
-  return tables;
-}
-
 // 64-byte aligned memory of exactly `size` bytes between guard bytes.
 class GuardedBuffer {
  public:

@@ -241,7 +241,7 @@ TEST_P(PackedMatmulTest, NotANumberReachesItsTokenAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PackedMatmulTest,
-                         testing::Combine(testing::ValuesIn(AllTables()),
+                         testing::Combine(testing::ValuesIn(AvailableKernels()),
                                           testing::ValuesIn(kWidths), testing::Bool()),
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)->name) + "_w" +

@@ -11,10 +11,14 @@ namespace {
 #include "kernels/cpu/simd_generic-inl.h"
 #include "kernels/cpu/tiles-inl.h"
 #include "kernels/cpu/blocking-inl.h"
+#include "kernels/cpu/activations-inl.h"
+#include "kernels/cpu/rows_8-inl.h"
+#include "kernels/cpu/dot_int16-inl.h"
 #include "kernels/cpu/packed_matmul-inl.h"
 #include "kernels/cpu/dense_matmul-inl.h"
 #include "kernels/cpu/elementwise-inl.h"
 #include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/limits-inl.h"
 #include "kernels/cpu/table-inl.h"
 // clang-format on
 }  // namespace

@@ -1,0 +1,34 @@
+// The products of CPUs with AVX2, FMA, F16C and AVX-VNNI: the table "avx_vnni".
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tables.h"
+
+namespace quern::kernels::avx_vnni {
+namespace {
+// clang-format off
+#include "kernels/cpu/simd_avx2-inl.h"
+#include "kernels/cpu/tiles-inl.h"
+#include "kernels/cpu/blocking-inl.h"
+#include "kernels/cpu/activations-inl.h"
+#include "kernels/cpu/rows_8-inl.h"
+#include "kernels/cpu/dot_avx_vnni-inl.h"
+#include "kernels/cpu/dot_int32-inl.h"
+#include "kernels/cpu/packed_matmul-inl.h"
+#include "kernels/cpu/limits-inl.h"
+// clang-format on
+}  // namespace
+
+KernelTable Extend(KernelTable table) {
+  table.name = "avx_vnni";
+  table.matmul = Matmul;
+  table.read = Read;
+  table.multiply_bytes = MultiplyBytes;
+  table.multiply_floats = MultiplyFloats;
+  return table;
+}
+
+}  // namespace quern::kernels::avx_vnni

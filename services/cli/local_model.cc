@@ -36,8 +36,10 @@ absl::StatusOr<OpenedModel> Open(absl::string_view path) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads) {
+absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
+                                                        absl::string_view kernels) {
   EngineOptions options;
+  options.kernels = std::string(kernels);
   options.num_threads = num_threads > 0 ? num_threads : AvailableCpus();
   return Engine::Create(options);
 }

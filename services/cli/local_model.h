@@ -19,8 +19,10 @@ struct LocalModel {
   std::string format;                          // "w4 g64", or "as it came" for a checkpoint
 };
 
-// An engine for one user at a time. `num_threads` 0: one for each CPU.
-absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads);
+// An engine for one user at a time. `num_threads` 0: one for each CPU. `kernels` as in
+// EngineOptions.
+absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
+                                                        absl::string_view kernels = "");
 
 // Loads an artifact directory (one with a manifest.json) or a checkpoint.
 absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path);

@@ -334,15 +334,74 @@ TEST_F(CommandsTest, EvalAndBenchRunHere) {
   EXPECT_EQ(eval.at("rows").at(1).at("klDivergence"), 0.0);
   EXPECT_EQ(eval.at("rows").at(1).at("top1Agreement"), 1.0);
   EXPECT_EQ(eval.at("rows").at(0).at("tokenCount"), 3 * 31);
+}
 
-  const Json bench = RunJson({"bench", "model", directory_.Path("tiny"), "--prompt-tokens=16",
-                              "--output-tokens=8", "--repeat=1"});
-  EXPECT_GT(bench.at("prefillTokensPerSecond"), 0.0);
-  EXPECT_GT(bench.at("decodeTokensPerSecond"), 0.0);
+TEST_F(CommandsTest, BenchModelRunsHereAndComparesWithAnEarlierRun) {
+  ASSERT_OK(WriteTinyCheckpoint(directory_.Path("tiny")));
+  const std::vector<std::string> run = {"bench",
+                                        "model",
+                                        directory_.Path("tiny"),
+                                        "--prompt-tokens=16,40",
+                                        "--sequences=1,3",
+                                        "--output-tokens=8",
+                                        "--repeat=1"};
+  const Json bench = RunJson(run);
+  ASSERT_EQ(bench.at("rows").size(), 4U);
+  for (const Json& row : bench.at("rows")) {
+    EXPECT_GT(row.at("prefillTokensPerSecond"), 0.0);
+    EXPECT_GT(row.at("decodeTokensPerSecond"), 0.0);
+  }
+  EXPECT_EQ(bench.at("rows").at(3).at("sequences"), 3);
+  EXPECT_EQ(bench.at("rows").at(3).at("promptTokens"), 40);
+
+  OverwriteFile(directory_.Path("earlier.json"), bench.dump());
+  std::vector<std::string> again = run;
+  again.push_back("--compare=" + directory_.Path("earlier.json"));
+  const Json compared = RunJson(again);
+  for (const Json& row : compared.at("rows")) EXPECT_GT(row.at("againstEarlier"), 0.0);
+  OverwriteFile(directory_.Path("earlier.json"), R"({"rows": [{"speed": 1}]})");
+  EXPECT_THAT(Run(again).error, HasSubstr("decodeTokensPerSecond"));
+
   const Result too_long = Run({"bench", "model", directory_.Path("tiny"), "--prompt-tokens=300"});
   EXPECT_EQ(too_long.exit_code, 1);
   EXPECT_THAT(too_long.error, HasSubstr("--prompt-tokens"));
   EXPECT_EQ(Run({"bench", "model", "/no/such/model"}).exit_code, 1);
+  EXPECT_THAT(Run({"bench", "model"}).error, HasSubstr("--shape"));
+}
+
+TEST_F(CommandsTest, BenchModelTakesAShape) {
+  const Json bench =
+      RunJson({"bench", "model", "--shape=smollm2-135m", "--bits=2", "--embedding-bits=4",
+               "--prompt-tokens=4", "--output-tokens=2", "--repeat=1"});
+  EXPECT_EQ(bench.at("model"), "smollm2-135m");
+  // 106 million weights of 2 bits, 28 million of 4, and their scales.
+  EXPECT_GT(bench.at("weightBytes"), 40e6);
+  EXPECT_LT(bench.at("weightBytes"), 60e6);
+}
+
+TEST_F(CommandsTest, BenchMachineAndKernelsGiveRatesAndShares) {
+  const Json machine = RunJson({"bench", "machine", "--memory-mib=4", "--repeat=1"});
+  ASSERT_GE(machine.at("rows").size(), 2U);
+  for (const Json& row : machine.at("rows")) EXPECT_GT(row.at("gbPerSecond"), 0.0);
+  EXPECT_GT(machine.at("int8Gops"), 0.0);
+  EXPECT_GT(machine.at("floatGflops"), 0.0);
+  EXPECT_EQ(machine.at("rows").back().at("bytes"), 4 << 20);
+
+  for (const char* filter : {"w3g64", "f16", "attention"}) {
+    const Json kernels = RunJson({"bench", "kernels", "--memory-mib=1", "--repeat=1", "--rows=64",
+                                  "--cols=256", std::string("--filter=") + filter});
+    ASSERT_GE(kernels.at("rows").size(), 3U);
+    for (const Json& row : kernels.at("rows")) {
+      EXPECT_THAT(row.at("kernel").get<std::string>(), HasSubstr(filter));
+      EXPECT_GT(row.at("operationsPerSecond"), 0.0);
+      EXPECT_GT(row.at("shareOfLimit"), 0.0);
+    }
+  }
+  EXPECT_EQ(RunJson({"bench", "machine", "--memory-mib=1", "--repeat=1", "--kernels=scalar"})
+                .at("kernels"),
+            "scalar");
+  EXPECT_THAT(Run({"bench", "machine", "--kernels=mmx"}).error, HasSubstr("scalar"));
+  EXPECT_THAT(Run({"bench", "kernels", "--filter=w5"}).error, HasSubstr("w2g64"));
 }
 
 }  // namespace

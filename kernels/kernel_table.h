@@ -28,6 +28,16 @@ struct PrepackedMatrix {
   const uint8_t* data = nullptr;
 };
 
+// How low-bit products see their input. kInt8 is fast; kInt16, for comparisons, is closer to the
+// floats than half floats are, and costs about twice as much.
+enum class ActivationPrecision { kInt8, kInt16 };
+
+struct ActivationFormat {
+  int cols = 0;
+  int group_size = 0;
+  ActivationPrecision precision = ActivationPrecision::kInt8;
+};
+
 // Keys and values of one layer for one sequence, in pages of `page_tokens` positions. Page p of
 // the sequence starts at keys + page_table[p] * page_stride; inside, position t of key/value head h
 // is the run of head_dim half floats at (h * page_tokens + t) * head_dim, so that a head reads
@@ -76,20 +86,25 @@ struct KernelTable {
   size_t (*prepacked_dense_bytes)(const DenseMatrix& w);
   void (*prepack_dense)(const DenseMatrix& w, int row_begin, int row_end, uint8_t* out);
 
-  // int8 per (token, group): scale = max|x| / 127, value = round(x / scale) to even. A group that
-  // holds a NaN or an infinity makes every output of its token NaN. The layout
-  // behind `out` (64-byte aligned, activation_bytes) is the table's own; tokens
-  // [token_begin, token_end) are written, so threads may share the work.
-  size_t (*activation_bytes)(int num_tokens, int cols, int group_size);
-  void (*quantize_activations)(const float* x, int64_t x_stride, int token_begin, int token_end,
-                               int num_tokens, int cols, int group_size, uint8_t* out);
+  // Activations in groups of (token, group_size inputs), each with a scale. int8: scale = max|x| /
+  // 127, value = round(x / scale) to even. kInt16: max|x| / 32512, kept as two int8 planes. A group
+  // that holds a NaN or an infinity makes every output of its token NaN. The layout behind `out`
+  // (64-byte aligned, activation_bytes) is the table's own; tokens [token_begin, token_end) are
+  // written, so threads may share the work.
+  size_t (*activation_bytes)(const ActivationFormat& format, int num_tokens);
+  void (*quantize_activations)(const ActivationFormat& format, const float* x, int64_t x_stride,
+                               int token_begin, int token_end, uint8_t* out);
 
   // y[t][r] (+)= sum_c x[t][c] * w[r][c] for rows [row_begin, row_end) of all tokens.
   // y: row-major with `y_stride` floats from token to token, indexed by absolute row.
   // accumulate: the sum starts from what is there. `w` packed, `activations` from
-  // quantize_activations with the same cols and group_size.
-  void (*matmul)(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
-                 int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride);
+  // quantize_activations with the same cols and group_size and with `precision`. Against products
+  // with x itself the error of an output is at most
+  //   sum over groups of scale(group) / 2 * sum_c |w[r][c]|
+  // and a few roundings of floats.
+  void (*matmul)(const PrepackedMatrix& w, const uint8_t* activations,
+                 ActivationPrecision precision, int num_tokens, int row_begin, int row_end,
+                 bool accumulate, float* y, int64_t y_stride);
   // The same with `w` dense and x as floats, [num_tokens][x_stride].
   void (*matmul_dense)(const PrepackedMatrix& w, const float* x, int64_t x_stride, int num_tokens,
                        int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride);

@@ -125,19 +125,20 @@ class Measurer {
     ASSIGN_OR_RETURN(const Weights weights,
                      Repeat(static_cast<int64_t>(table_.prepacked_bytes(w)), num_tokens,
                             [&](uint8_t* out) { table_.prepack(w, 0, rows, out); }));
+    const kernels::ActivationFormat format{.cols = cols, .group_size = group_size};
     const std::vector<float> x = RandomFloats(int64_t{num_tokens} * cols);
-    ASSIGN_OR_RETURN(AlignedBuffer activations,
-                     AlignedBuffer::Allocate(static_cast<int64_t>(table_.activation_bytes(
-                                                 num_tokens, cols, group_size)),
-                                             "the activations"));
-    table_.quantize_activations(x.data(), cols, 0, num_tokens, num_tokens, cols, group_size,
-                                activations.data());
+    ASSIGN_OR_RETURN(
+        AlignedBuffer activations,
+        AlignedBuffer::Allocate(static_cast<int64_t>(table_.activation_bytes(format, num_tokens)),
+                                "the activations"));
+    table_.quantize_activations(format, x.data(), cols, 0, num_tokens, activations.data());
     std::vector<float> y(int64_t{num_tokens} * rows);
     Report(absl::StrCat("w", bits, "g", group_size), num_tokens, weights, /*is_packed=*/true,
            [&](const uint8_t* data, int begin, int end) {
              const PrepackedMatrix m{
                  .rows = rows, .cols = cols, .bits = bits, .group_size = group_size, .data = data};
-             table_.matmul(m, activations.data(), num_tokens, begin, end, false, y.data(), rows);
+             table_.matmul(m, activations.data(), format.precision, num_tokens, begin, end, false,
+                           y.data(), rows);
            });
     return absl::OkStatus();
   }

@@ -53,6 +53,7 @@ class Backend {
   virtual ~Backend() = default;
   // Prepacks. From any thread, also while models of this backend step.
   virtual absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
+                                                             const LoadOptions& options,
                                                              const BackendLimits& limits) = 0;
   // The kernels' name.
   virtual absl::string_view name() const = 0;

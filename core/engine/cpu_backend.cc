@@ -35,6 +35,7 @@ absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimi
 class CpuModel final : public BackendModel {
  public:
   static absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
+                                                            const LoadOptions& options,
                                                             const BackendLimits& limits,
                                                             const kernels::KernelTable& kernels,
                                                             ThreadPool* pool) {
@@ -42,7 +43,7 @@ class CpuModel final : public BackendModel {
     RETURN_IF_ERROR(source.config().Validate());
     // Before the weights: it is quick to fail.
     ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
-    ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, kernels));
+    ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, options.precision, kernels));
     ASSIGN_OR_RETURN(model->workspace_,
                      Workspace::Allocate(model->weights_, kernels, limits, pool->num_threads()));
     return model;
@@ -82,8 +83,9 @@ class CpuBackend final : public Backend {
       : kernels_(kernels), pool_(pool) {}
 
   absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
+                                                     const LoadOptions& options,
                                                      const BackendLimits& limits) override {
-    return CpuModel::Load(source, limits, kernels_, pool_);
+    return CpuModel::Load(source, options, limits, kernels_, pool_);
   }
   absl::string_view name() const override { return kernels_.name; }
 

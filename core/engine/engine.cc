@@ -74,7 +74,8 @@ class EngineImpl final : public Engine {
     thread_.join();
   }
 
-  absl::StatusOr<ModelHandle> Load(const ModelSource& source) override;
+  using Engine::Load;
+  absl::StatusOr<ModelHandle> Load(const ModelSource& source, const LoadOptions& options) override;
   absl::Status Unload(ModelHandle handle) override;
   absl::StatusOr<ModelInfo> Info(ModelHandle handle) const override;
   absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle handle) const override;
@@ -141,9 +142,10 @@ class EngineImpl final : public Engine {
 
 // --- Callers' threads ---------------------------------------------------------------------------
 
-absl::StatusOr<ModelHandle> EngineImpl::Load(const ModelSource& source) {
+absl::StatusOr<ModelHandle> EngineImpl::Load(const ModelSource& source,
+                                             const LoadOptions& options) {
   ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> model,
-                   ServedModel::Load(source, options_, backend_.get(), &pool_, clock_));
+                   ServedModel::Load(source, options, options_, backend_.get(), &pool_, clock_));
   LOG(INFO) << "model loaded type=" << model->info().config.model_type
             << " weight_bytes=" << model->info().weight_bytes
             << " kv_bytes=" << model->info().kv_bytes << " kernels=" << model->info().kernel;

@@ -155,7 +155,9 @@ class Engine {
   // Prepacks the weights for this CPU and reserves pages, on the calling thread: what runs goes on
   // meanwhile. Seconds. RESOURCE_EXHAUSTED when there is no memory, or `kv_cache_bytes` is less
   // than one page; DATA_LOSS when a weight is not finite.
-  virtual absl::StatusOr<ModelHandle> Load(const ModelSource& source) = 0;
+  virtual absl::StatusOr<ModelHandle> Load(const ModelSource& source,
+                                           const LoadOptions& options) = 0;
+  absl::StatusOr<ModelHandle> Load(const ModelSource& source) { return Load(source, {}); }
   // Lets what runs finish, then frees the memory; blocks until then. New requests are refused
   // with FAILED_PRECONDITION from the call on.
   virtual absl::Status Unload(ModelHandle model) = 0;

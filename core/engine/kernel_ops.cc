@@ -58,8 +58,10 @@ size_t ActivationBytes(const CpuWeights& weights, const kernels::KernelTable& ke
   size_t bytes = 0;
   const auto include = [&](const CpuLinear& linear, int num_rows) {
     if (linear.group_size() == 0) return;
-    bytes = std::max(
-        bytes, kernels.activation_bytes(num_rows, linear.matrix.cols, linear.matrix.group_size));
+    bytes = std::max(bytes, kernels.activation_bytes({.cols = linear.matrix.cols,
+                                                      .group_size = linear.matrix.group_size,
+                                                      .precision = weights.activations},
+                                                     num_rows));
   };
   for (const CpuBlock& block : weights.blocks) {
     for (const CpuLinear* linear :
@@ -247,7 +249,7 @@ FloatRows KernelOps::GatedMlp(const CpuBlock& block, FloatRows x) {
       kernels_.silu_mul(workspace_.gate.row(t), workspace_.up.row(t), size, workspace_.gate.row(t));
     }
     // While the rows are in the cache.
-    QuantizeRows(workspace_.gate, begin, end, num_tokens_, size, block.down.group_size());
+    QuantizeRows(workspace_.gate, begin, end, size, block.down.group_size());
   });
   return workspace_.gate;
 }
@@ -319,12 +321,11 @@ kernels::PagedKv KernelOps::LayerPages(int layer, const int32_t* pages) const {
           .page_tokens = kv_.page_tokens};
 }
 
-void KernelOps::QuantizeRows(FloatRows x, int64_t begin, int64_t end, int64_t num_rows, int cols,
-                             int group_size) {
+void KernelOps::QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols, int group_size) {
   if (group_size == 0) return;
-  kernels_.quantize_activations(x.data, x.stride, static_cast<int>(begin), static_cast<int>(end),
-                                static_cast<int>(num_rows), cols, group_size,
-                                workspace_.activations);
+  kernels_.quantize_activations(
+      {.cols = cols, .group_size = group_size, .precision = weights_.activations}, x.data, x.stride,
+      static_cast<int>(begin), static_cast<int>(end), workspace_.activations);
 }
 
 template <typename RowOf>
@@ -336,7 +337,7 @@ void KernelOps::NormAndQuantize(FloatRows x, const std::vector<float>& weight, i
     for (int64_t i = begin; i < end; ++i) {
       kernels_.rms_norm(x.row(row_of(i)), weight.data(), cols, eps, workspace_.normed.row(i));
     }
-    QuantizeRows(workspace_.normed, begin, end, num_rows, cols, group_size);
+    QuantizeRows(workspace_.normed, begin, end, cols, group_size);
   });
 }
 
@@ -363,7 +364,7 @@ void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size
     if (num_blocks == 0) continue;
     if (form != 0 && form != quantized_group_size) {
       pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
-        QuantizeRows(x, begin, end, num_rows, cols, form);
+        QuantizeRows(x, begin, end, cols, form);
       });
     }
     const int64_t block_products = int64_t{kernels::kRowBlock} * cols * num_rows;
@@ -390,8 +391,9 @@ void KernelOps::MultiplyRows(const Product& product, FloatRows x, int64_t num_ro
                              int row_end, bool accumulate) {
   const CpuLinear& linear = *product.linear;
   if (linear.group_size() != 0) {
-    kernels_.matmul(linear.matrix, workspace_.activations, static_cast<int>(num_rows), row_begin,
-                    row_end, accumulate, product.y.data, product.y.stride);
+    kernels_.matmul(linear.matrix, workspace_.activations, weights_.activations,
+                    static_cast<int>(num_rows), row_begin, row_end, accumulate, product.y.data,
+                    product.y.stride);
   } else {
     kernels_.matmul_dense(linear.matrix, x.data, x.stride, static_cast<int>(num_rows), row_begin,
                           row_end, accumulate, product.y.data, product.y.stride);

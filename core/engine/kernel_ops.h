@@ -111,8 +111,7 @@ class KernelOps {
   void PlanAttention();
   kernels::PagedKv LayerPages(int layer, const int32_t* pages) const;
   // Quantizes rows [begin, end) of the step's input into workspace.activations.
-  void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int64_t num_rows, int cols,
-                    int group_size);
+  void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols, int group_size);
   // normed[i] = RMSNorm of x's row rows(i), quantized for `group_size` unless 0.
   template <typename RowOf>
   void NormAndQuantize(FloatRows x, const std::vector<float>& weight, int64_t num_rows,

@@ -22,7 +22,19 @@ namespace quern {
 
 using MatrixView = std::variant<PackedMatrix, DenseMatrix>;
 
-// Read once, at load. Views must stay valid until Load returns.
+// What packed matrices are multiplied with and as.
+enum class Precision {
+  kInt8,   // activations as int8 in groups: fast
+  kInt16,  // activations as int16 in groups: closer to the floats than half floats are
+  kFloat,  // packed matrices as the floats they mean, without rounding of activations: the
+           // yardstick
+};
+
+struct LoadOptions {
+  Precision precision = Precision::kInt8;
+};
+
+// Read once, at load. A view is valid until the next call.
 class ModelSource {
  public:
   virtual ~ModelSource() = default;

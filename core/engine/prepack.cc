@@ -7,6 +7,7 @@
 #include <utility>
 #include <variant>
 
+#include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/model/rope.h"
 #include "core/model/tensor_names.h"
@@ -43,6 +44,23 @@ int64_t FindNotFinite(const PackedMatrix& w) {
   return FindNotFinite<uint16_t>(w.scales, int64_t{w.rows} * w.num_groups(), 0x7c00);
 }
 
+std::vector<float> Dequantize(const PackedMatrix& w) {
+  std::vector<float> values;
+  values.reserve(static_cast<size_t>(int64_t{w.rows} * w.cols));
+  for (int row = 0; row < w.rows; ++row) {
+    const uint32_t* codes = w.codes + row * w.words_per_row();
+    for (int col = 0; col < w.cols; ++col) {
+      const int64_t group = int64_t{row} * w.num_groups() + col / w.group_size;
+      const int zero_point = w.symmetric
+                                 ? 1 << (w.bits - 1)
+                                 : static_cast<int>(UnpackCode(w.zero_points, w.bits, group));
+      const int code = static_cast<int>(UnpackCode(codes, w.bits, col));
+      values.push_back(static_cast<float>(code - zero_point) * HalfToFloat(w.scales[group]));
+    }
+  }
+  return values;
+}
+
 size_t PrepackedBytes(const kernels::KernelTable& kernels, const PackedMatrix& w) {
   return kernels.prepacked_bytes(w);
 }
@@ -70,11 +88,20 @@ kernels::PrepackedMatrix Describe(const DenseMatrix& w) {
 
 class Prepacker {
  public:
-  Prepacker(const ModelSource& source, const kernels::KernelTable& kernels)
-      : source_(source), kernels_(kernels) {}
+  Prepacker(const ModelSource& source, Precision precision, const kernels::KernelTable& kernels)
+      : source_(source), precision_(precision), kernels_(kernels) {}
 
   absl::Status ReadMatrix(const std::string& name, int rows, int cols, CpuLinear& out) {
     ASSIGN_OR_RETURN(const MatrixView view, source_.Matrix(name));
+    if (const auto* packed = std::get_if<PackedMatrix>(&view);
+        packed != nullptr && precision_ == Precision::kFloat) {
+      const std::vector<float> values = Dequantize(*packed);
+      const DenseMatrix dense{.type = DenseMatrix::Type::kF32,
+                              .rows = packed->rows,
+                              .cols = packed->cols,
+                              .data = values.data()};
+      return Read(name, dense, rows, cols, out);
+    }
     return std::visit([&](const auto& w) { return Read(name, w, rows, cols, out); }, view);
   }
 
@@ -144,19 +171,23 @@ class Prepacker {
   }
 
   const ModelSource& source_;
+  const Precision precision_;
   const kernels::KernelTable& kernels_;
   int64_t size_bytes_ = 0;
 };
 
 }  // namespace
 
-absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source,
+absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision precision,
                                           const kernels::KernelTable& kernels) {
   RETURN_IF_ERROR(source.config().Validate());
   CpuWeights weights;
   weights.config = source.config();
   const ModelConfig& config = weights.config;
-  Prepacker prepacker(source, kernels);
+  if (precision == Precision::kInt16) {
+    weights.activations = kernels::ActivationPrecision::kInt16;
+  }
+  Prepacker prepacker(source, precision, kernels);
   RETURN_IF_ERROR(prepacker.ReadMatrix(std::string(kEmbeddingName), config.vocab_size,
                                        config.hidden_size, weights.embedding));
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {

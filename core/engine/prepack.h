@@ -34,6 +34,8 @@ struct CpuBlock {
 
 struct CpuWeights {
   ModelConfig config;
+  // Of what packed matrices are multiplied with.
+  kernels::ActivationPrecision activations = kernels::ActivationPrecision::kInt8;
   CpuLinear embedding;
   CpuLinear untied_head;          // empty when the head is the embedding
   std::vector<float> final_norm;  // [hidden_size]
@@ -47,7 +49,7 @@ struct CpuWeights {
 
 // Reads and prepacks all of `source`, on the calling thread. Checks every shape against the config
 // (INVALID_ARGUMENT) and that dense values and scales are finite (DATA_LOSS).
-absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source,
+absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision precision,
                                           const kernels::KernelTable& kernels);
 
 }  // namespace quern

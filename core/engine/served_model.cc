@@ -63,6 +63,7 @@ GenerationResult MakeResult(const Sequence& sequence, FinishReason reason, absl:
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource& source,
+                                                               const LoadOptions& load_options,
                                                                const EngineOptions& options,
                                                                Backend* backend, ThreadPool* pool,
                                                                Clock* clock) {
@@ -73,11 +74,12 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
   const int max_logits =
       std::max(options.max_sequences, std::min(options.max_step_tokens, kMinLogits));
   ASSIGN_OR_RETURN(std::unique_ptr<BackendModel> model,
-                   backend->Load(source, {.page_tokens = options.page_tokens,
-                                          .kv_cache_bytes = options.kv_cache_bytes,
-                                          .max_step_tokens = options.max_step_tokens,
-                                          .max_logits = max_logits,
-                                          .max_sequences = options.max_sequences}));
+                   backend->Load(source, load_options,
+                                 {.page_tokens = options.page_tokens,
+                                  .kv_cache_bytes = options.kv_cache_bytes,
+                                  .max_step_tokens = options.max_step_tokens,
+                                  .max_logits = max_logits,
+                                  .max_sequences = options.max_sequences}));
   ModelInfo info;
   info.config = source.config();
   info.max_context_tokens = static_cast<int>(std::min<int64_t>(

@@ -31,6 +31,7 @@ class ServedModel {
  public:
   // On any thread; seconds.
   static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const ModelSource& source,
+                                                           const LoadOptions& load_options,
                                                            const EngineOptions& options,
                                                            Backend* backend, ThreadPool* pool,
                                                            Clock* clock);

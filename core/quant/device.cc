@@ -58,7 +58,7 @@ absl::StatusOr<DeviceInfo> FindCuda() {
   if (const std::string& error = LoadCuda(); !error.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("device cuda: LibTorch's CUDA half cannot be loaded (", error,
-                     "); install the nvidia wheels of its release, or use --device cpu"));
+                     "); deploy/install.sh --cuda fetches it, or use --device cpu"));
   }
   try {
     const auto& hooks = at::globalContext().getAcceleratorHooksInterface(at::kCUDA);

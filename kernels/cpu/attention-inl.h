@@ -37,11 +37,15 @@ constexpr int kAttentionBlock = 32;
 constexpr int kAttentionRows = 4;
 constexpr int kAttentionVectors = 2;
 // Channels that a pass over the values keeps in registers.
-constexpr int kValueVectors = 8;
+constexpr int kValueVectors = 64 / kRowsPerVector;
 // Rows whose sums one pass over the positions keeps. A row is one head of one token.
 constexpr int kMaxAttentionRows = 64;
 
-QUERN_INLINE int PaddedChannels(int head_dim) { return static_cast<int>(CeilDiv(head_dim, 8)) * 8; }
+static_assert(kAttentionBlock % (kRowsPerVector * kAttentionVectors) == 0);
+
+QUERN_INLINE int PaddedChannels(int head_dim) {
+  return static_cast<int>(CeilDiv(head_dim, kRowsPerVector)) * kRowsPerVector;
+}
 
 // The scratch of one call.
 struct AttentionScratch {
@@ -114,7 +118,7 @@ class HeadRuns {
 
 // The next `count` positions into scratch, zeros up to a multiple of the vectors.
 QUERN_INLINE void WidenKeys(HeadRuns& keys, int head_dim, int count, float* out) {
-  constexpr int kPositions = 8 * kAttentionVectors;
+  constexpr int kPositions = kRowsPerVector * kAttentionVectors;
   for (int p = 0; p < CeilDiv(count, kPositions) * kPositions; p += 8) {
     static constexpr uint16_t kZeros[kMaxHeadDim] = {};
     const uint16_t* run[8];
@@ -133,6 +137,9 @@ QUERN_INLINE void WidenValues(HeadRuns& values, int head_dim, int count, int cha
     const uint16_t* run = values.Next();
     ForEachRun(head_dim,
                [&](int channel, int n) { Store(LoadHalfRun(run + channel, n), out + channel); });
+    for (int c = static_cast<int>(CeilDiv(head_dim, 8)) * 8; c < channels; c += 8) {
+      Store(Zero(), out + c);
+    }
   }
 }
 
@@ -140,23 +147,24 @@ QUERN_INLINE void WidenValues(HeadRuns& values, int head_dim, int count, int cha
 template <int kRows>
 QUERN_INLINE void ScoreRows(const float* const* queries, const float* keys, int head_dim, int count,
                             float scale, float* scores) {
-  for (int p = 0; p < count; p += 8 * kAttentionVectors) {
-    F32x8 sum[kRows][kAttentionVectors];
+  for (int p = 0; p < count; p += kRowsPerVector * kAttentionVectors) {
+    RowFloats sum[kRows][kAttentionVectors];
     for (auto& row : sum) {
-      for (F32x8& s : row) s = Zero();
+      for (RowFloats& s : row) s = ZeroRows();
     }
     const float* key = keys + p;
     for (int channel = 0; channel < head_dim; ++channel, key += kAttentionBlock) {
-      F32x8 k[kAttentionVectors];
-      for (int v = 0; v < kAttentionVectors; ++v) k[v] = Load(key + 8 * v);
+      RowFloats k[kAttentionVectors];
+      for (int v = 0; v < kAttentionVectors; ++v) k[v] = LoadRows(key + kRowsPerVector * v);
       for (int r = 0; r < kRows; ++r) {
-        const F32x8 q = Set(queries[r][channel]);
+        const RowFloats q = SetRows(queries[r][channel]);
         for (int v = 0; v < kAttentionVectors; ++v) sum[r][v] = Fma(q, k[v], sum[r][v]);
       }
     }
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kAttentionVectors; ++v) {
-        Store(Mul(sum[r][v], Set(scale)), scores + r * kAttentionBlock + p + 8 * v);
+        Store(Mul(sum[r][v], SetRows(scale)),
+              scores + r * kAttentionBlock + p + kRowsPerVector * v);
       }
     }
   }
@@ -189,31 +197,36 @@ QUERN_INLINE float SoftmaxNumerators(float* scores, int n, float largest) {
 // out = out * factor + weights * values, kVectors vectors of channels.
 template <int kVectors>
 QUERN_INLINE void AddValues(const float* weights, const float* values, int count, int channels,
-                            F32x8 factor, float* out) {
-  F32x8 sum[kVectors];
-  for (int v = 0; v < kVectors; ++v) sum[v] = Mul(Load(out + 8 * v), factor);
-  for (int p = 0; p < count; ++p, values += channels) {
-    const F32x8 weight = Set(weights[p]);
-    for (int v = 0; v < kVectors; ++v) sum[v] = Fma(weight, Load(values + 8 * v), sum[v]);
+                            float factor, float* out) {
+  RowFloats sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    sum[v] = Mul(LoadRows(out + kRowsPerVector * v), SetRows(factor));
   }
-  for (int v = 0; v < kVectors; ++v) Store(sum[v], out + 8 * v);
+  for (int p = 0; p < count; ++p, values += channels) {
+    const RowFloats weight = SetRows(weights[p]);
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = Fma(weight, LoadRows(values + kRowsPerVector * v), sum[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) Store(sum[v], out + kRowsPerVector * v);
 }
 
 // Takes `count` scores, and the values they belong to, into the sums of `row`.
 QUERN_INLINE void AddBlock(const AttentionScratch& scratch, int row, float* scores, int count) {
   const float before = scratch.max[row];
   const float max = FirstLane(Max(Set(before), Set(LargestScore(scores, count))));
-  const F32x8 factor = Exp(Set(before - max));
+  const float factor = FirstLane(Exp(Set(before - max)));
   const F32x8 sum = Set(SoftmaxNumerators(scores, count, max));
   scratch.max[row] = max;
-  scratch.sum[row] = FirstLane(Fma(Set(scratch.sum[row]), factor, sum));
+  scratch.sum[row] = FirstLane(Fma(Set(scratch.sum[row]), Set(factor), sum));
   float* out = scratch.out + row * scratch.channels;
   int channel = 0;
-  for (; channel + 8 * kValueVectors <= scratch.channels; channel += 8 * kValueVectors) {
+  constexpr int kWide = kRowsPerVector * kValueVectors;
+  for (; channel + kWide <= scratch.channels; channel += kWide) {
     AddValues<kValueVectors>(scores, scratch.values + channel, count, scratch.channels, factor,
                              out + channel);
   }
-  for (; channel < scratch.channels; channel += 8) {
+  for (; channel < scratch.channels; channel += kRowsPerVector) {
     AddValues<1>(scores, scratch.values + channel, count, scratch.channels, factor, out + channel);
   }
 }

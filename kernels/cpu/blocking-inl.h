@@ -1,7 +1,7 @@
 // What the matrix kernels share: tails and blocks of tokens.
 
 // Tokens a block of either kind of matrix takes at most.
-constexpr int kMaxBlockTokens = 8;
+constexpr int kMaxBlockTokens = 12;
 
 // The first `n` < 8 floats at p, then zeros.
 QUERN_INLINE F32x8 LoadPart(const float* p, int n) {

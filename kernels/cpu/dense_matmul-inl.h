@@ -5,24 +5,24 @@
 // same columns of 96 tokens in L2.
 constexpr int kDenseCols = 512;
 constexpr int kDenseTokens = 96;
-constexpr int kDenseMaxTokens = 6;
+constexpr int kDenseMaxTokens = kRowsPerVector == 16 ? 12 : 6;
 
 struct F32Element {
   static constexpr int kBytes = 4;
-  QUERN_INLINE static F32x8 Load8(const uint8_t* p) {
-    return Load(reinterpret_cast<const float*>(p));
+  QUERN_INLINE static RowFloats Load(const uint8_t* p) {
+    return LoadRows(reinterpret_cast<const float*>(p));
   }
 };
 struct F16Element {
   static constexpr int kBytes = 2;
-  QUERN_INLINE static F32x8 Load8(const uint8_t* p) {
-    return LoadHalf(reinterpret_cast<const uint16_t*>(p));
+  QUERN_INLINE static RowFloats Load(const uint8_t* p) {
+    return LoadRowHalves(reinterpret_cast<const uint16_t*>(p));
   }
 };
 struct BF16Element {
   static constexpr int kBytes = 2;
-  QUERN_INLINE static F32x8 Load8(const uint8_t* p) {
-    return LoadBFloat(reinterpret_cast<const uint16_t*>(p));
+  QUERN_INLINE static RowFloats Load(const uint8_t* p) {
+    return LoadRowBFloats(reinterpret_cast<const uint16_t*>(p));
   }
 };
 
@@ -30,29 +30,31 @@ struct BF16Element {
 template <typename Element, int kTokens, int kPanels>
 void MultiplyPanels(const uint8_t* panel, int64_t panel_bytes, int cols, const float* x,
                     int64_t x_stride, bool accumulate, float* y, int64_t y_stride) {
-  constexpr int kVectors = 2 * kPanels;
+  constexpr int kPanelVectors = kPanelRows / kRowsPerVector;
+  constexpr int kVectors = kPanelVectors * kPanels;
   constexpr int kColumnBytes = kPanelRows * Element::kBytes;
-  F32x8 out[kTokens][kVectors];
+  RowFloats out[kTokens][kVectors];
   for (int t = 0; t < kTokens; ++t) {
     for (int v = 0; v < kVectors; ++v) {
-      out[t][v] = accumulate ? Load(y + t * y_stride + 8 * v) : Zero();
+      out[t][v] = accumulate ? LoadRows(y + t * y_stride + kRowsPerVector * v) : ZeroRows();
     }
   }
   for (int k = 0; k < cols; ++k, panel += kColumnBytes) {
-    F32x8 weights[kVectors];
-    for (int p = 0; p < kPanels; ++p) {
-      const uint8_t* column = panel + p * panel_bytes;
-      if (k % (64 / kColumnBytes) == 0) Prefetch(column, kNearPrefetch, kFarPrefetch);
-      weights[2 * p] = Element::Load8(column);
-      weights[2 * p + 1] = Element::Load8(column + 8 * Element::kBytes);
+    RowFloats weights[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      const uint8_t* column = panel + v / kPanelVectors * panel_bytes;
+      if (v % kPanelVectors == 0 && k % (64 / kColumnBytes) == 0) {
+        Prefetch(column, kNearPrefetch, kFarPrefetch);
+      }
+      weights[v] = Element::Load(column + v % kPanelVectors * kRowsPerVector * Element::kBytes);
     }
     for (int t = 0; t < kTokens; ++t) {
-      const F32x8 value = Set(x[t * x_stride + k]);
+      const RowFloats value = SetRows(x[t * x_stride + k]);
       for (int v = 0; v < kVectors; ++v) out[t][v] = Fma(value, weights[v], out[t][v]);
     }
   }
   for (int t = 0; t < kTokens; ++t) {
-    for (int v = 0; v < kVectors; ++v) Store(out[t][v], y + t * y_stride + 8 * v);
+    for (int v = 0; v < kVectors; ++v) Store(out[t][v], y + t * y_stride + kRowsPerVector * v);
   }
 }
 
@@ -62,7 +64,7 @@ QUERN_INLINE void MultiplyDenseBlock(const uint8_t* panel, int64_t panel_bytes, 
                                      const float* x, int64_t x_stride, bool accumulate, float* y,
                                      int64_t y_stride) {
   // As many accumulators as registers hold.
-  constexpr int kPanels = kTokens <= 3 ? 2 : 1;
+  constexpr int kPanels = kRowsPerVector == 16 || kTokens <= 3 ? 2 : 1;
   for (int p = 0; p < 2; p += kPanels) {
     MultiplyPanels<Element, kTokens, kPanels>(panel + p * panel_bytes, panel_bytes, cols, x,
                                               x_stride, accumulate, y + p * kPanelRows, y_stride);
@@ -74,16 +76,25 @@ void MultiplyDenseTokens(int num_tokens, const uint8_t* panel, int64_t panel_byt
                          const float* x, int64_t x_stride, bool accumulate, float* y,
                          int64_t y_stride) {
   switch (num_tokens) {
-#define QUERN_CASE(tokens)                                                                        \
-  case tokens:                                                                                    \
-    return MultiplyDenseBlock<Element, tokens>(panel, panel_bytes, cols, x, x_stride, accumulate, \
-                                               y, y_stride);
+#define QUERN_CASE(tokens)                                                              \
+  case tokens:                                                                          \
+    if constexpr (tokens <= kDenseMaxTokens) {                                          \
+      return MultiplyDenseBlock<Element, tokens>(panel, panel_bytes, cols, x, x_stride, \
+                                                 accumulate, y, y_stride);              \
+    }                                                                                   \
+    break;
     QUERN_CASE(1)
     QUERN_CASE(2)
     QUERN_CASE(3)
     QUERN_CASE(4)
     QUERN_CASE(5)
     QUERN_CASE(6)
+    QUERN_CASE(7)
+    QUERN_CASE(8)
+    QUERN_CASE(9)
+    QUERN_CASE(10)
+    QUERN_CASE(11)
+    QUERN_CASE(12)
 #undef QUERN_CASE
   }
   __builtin_unreachable();

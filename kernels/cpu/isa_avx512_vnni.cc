@@ -17,6 +17,9 @@ namespace {
 #include "kernels/cpu/rows_avx512-inl.h"
 #include "kernels/cpu/dot_int32-inl.h"
 #include "kernels/cpu/packed_matmul-inl.h"
+#include "kernels/cpu/dense_matmul-inl.h"
+#include "kernels/cpu/elementwise-inl.h"
+#include "kernels/cpu/attention-inl.h"
 #include "kernels/cpu/limits-inl.h"
 // clang-format on
 }  // namespace
@@ -24,6 +27,9 @@ namespace {
 KernelTable Extend(KernelTable table) {
   table.name = "avx512_vnni";
   table.matmul = Matmul;
+  table.matmul_dense = MatmulDense;
+  table.attention_scratch_floats = AttentionScratchFloats;
+  table.attention = Attention;
   table.read = Read;
   table.multiply_bytes = MultiplyBytes;
   table.multiply_floats = MultiplyFloats;

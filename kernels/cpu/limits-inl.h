@@ -25,13 +25,13 @@ int64_t MultiplyBytes(const uint8_t* operands, int64_t rounds) {
                 kPeakOperandBytes);
   const auto* activations =
       reinterpret_cast<const int8_t*>(operands + kChunks * kPanelChunkBytes<2>);
-  RowInts total[kMaxPanelTokens][kVectors];
+  using L = Loop<2, /*kPanel=*/true, kMaxPanelTokens, /*kActivationPlanes=*/1, kVectors>;
+  L::Totals total;
   for (auto& token : total) {
     for (RowInts& v : token) v = SetRowInts(0);
   }
   for (int64_t i = 0; i < rounds; ++i) {
-    MultiplyGroup<2, /*kPanel=*/true, kMaxPanelTokens, kVectors>(operands, kChunks, 0, activations,
-                                                                 kRecordBytes, total);
+    MultiplyGroup<L>(operands, kChunks, 0, activations, {kRecordBytes, 0}, total);
     asm volatile("" : : "r"(total) : "memory");
   }
   return rounds * kChunks * kChunk * kMaxPanelTokens * kVectors * kRowsPerVector * 2;

@@ -1,9 +1,11 @@
-// Low-bit matrices times int8 activations.
+// Low-bit matrices times int8 or int16 activations.
 //
 // Per (row, group, token) every path below computes the exact integer
 //   s = sum_k code * a - zero_point * sum_k a
-// and then out = fma(float(s), row scale * token scale, out), groups ascending. That is the one
-// rounding rule: it makes a token's numbers independent of the tokens around it.
+// and then out = fma(float(s), row scale * token scale, out), groups ascending. With two planes of
+// activations there are two such integers, and fma(float(first), 256, float(second)) takes the
+// place of float(s). That is the one rounding rule: it makes a token's numbers independent of the
+// tokens around it.
 //
 // A vector holds kRowsPerVector rows; rows_*-inl.h has its types and operations, dot_*-inl.h how
 // bytes are multiplied: kPlanes, kChunksPerJoin and DotSum.
@@ -19,8 +21,9 @@ constexpr size_t kFarPrefetch = 16384;
 constexpr int kVectorsPerBlock = kRowBlock / kRowsPerVector;
 
 // Tokens that share codes in registers: as many sums as there are registers for. Unpacking takes
-// some of them.
-constexpr int kMaxTileTokens = 4;
+// some of them, and tokens of two planes have two sums.
+template <int kActivationPlanes>
+constexpr int kMaxTileTokens = 4 / kActivationPlanes;
 constexpr int kMaxPanelTokens = kRowsPerVector == 16 ? 8 : 4;
 
 // From how many tokens on a panel pays, and for how many it is used before the next is unpacked.
@@ -123,71 +126,105 @@ struct BlockProduct {
   int64_t y_stride;
 };
 
-template <int kBits, bool kPanel, int kTokens, int kVectors>
-using DotSums = DotSum<kBits, kTokens == 1>[kTokens][kVectors];
+// What one inner loop is made for.
+template <int kBits_, bool kPanel_, int kTokens_, int kActivationPlanes_, int kVectors_>
+struct Loop {
+  static constexpr int kBits = kBits_;
+  static constexpr bool kPanel = kPanel_;
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kActivationPlanes = kActivationPlanes_;
+  static constexpr int kVectors = kVectors_;
+  // A sum is one plane of one token.
+  static constexpr int kSums = kTokens * kActivationPlanes;
 
-template <int kBits, bool kPanel, int kTokens, int kVectors, int kStep, int kPlane>
-QUERN_INLINE void MultiplyStep(const uint8_t* chunk, int first_vector, const int8_t* a,
-                               int64_t record_bytes, DotSums<kBits, kPanel, kTokens, kVectors>& sum,
-                               RowInts (&total)[kTokens][kVectors]) {
-  RowBytes codes[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    codes[v] = LoadCodes<kBits, kPanel, kStep, kPlane>(chunk, first_vector + v);
+  using Totals = RowInts[kSums][kVectors];
+  using Partials = DotSum<kBits, kSums == 1>[kSums][kVectors];
+
+  static constexpr int Token(int sum) { return sum / kActivationPlanes; }
+  static constexpr int Plane(int sum) { return sum % kActivationPlanes; }
+};
+
+// From the first sum's activations to those of another.
+struct ActivationStrides {
+  template <typename L>
+  QUERN_INLINE int64_t To(int sum) const {
+    return L::Token(sum) * record_bytes + L::Plane(sum) * plane_bytes;
   }
-  for (int t = 0; t < kTokens; ++t) {
-    const RowBytes four = BroadcastToRows(a + t * record_bytes + 4 * kStep);
-    for (int v = 0; v < kVectors; ++v) {
-      sum[t][v].template Add<kStep, kPlane>(codes[v], four, total[t][v]);
+  int64_t record_bytes;
+  int64_t plane_bytes;
+};
+
+template <typename L, int kStep, int kPlane>
+QUERN_INLINE void MultiplyStep(const uint8_t* chunk, int first_vector, const int8_t* a,
+                               const ActivationStrides& strides, typename L::Partials& partial,
+                               typename L::Totals& total) {
+  RowBytes codes[L::kVectors];
+  for (int v = 0; v < L::kVectors; ++v) {
+    codes[v] = LoadCodes<L::kBits, L::kPanel, kStep, kPlane>(chunk, first_vector + v);
+  }
+  for (int s = 0; s < L::kSums; ++s) {
+    const RowBytes four = BroadcastToRows(a + strides.To<L>(s) + 4 * kStep);
+    for (int v = 0; v < L::kVectors; ++v) {
+      partial[s][v].template Add<kStep, kPlane>(codes[v], four, total[s][v]);
     }
   }
 }
 
 // Steps kStep and up of one chunk.
-template <int kBits, bool kPanel, int kTokens, int kVectors, int kStep = 0>
+template <typename L, int kStep = 0>
 QUERN_INLINE void MultiplyChunk(const uint8_t* chunk, int first_vector, const int8_t* a,
-                                int64_t record_bytes,
-                                DotSums<kBits, kPanel, kTokens, kVectors>& sum,
-                                RowInts (&total)[kTokens][kVectors]) {
+                                const ActivationStrides& strides, typename L::Partials& partial,
+                                typename L::Totals& total) {
   if constexpr (kStep < kStepsPerChunk) {
-    MultiplyStep<kBits, kPanel, kTokens, kVectors, kStep, 0>(chunk, first_vector, a, record_bytes,
-                                                             sum, total);
-    if constexpr (kPlanes<kBits> == 2) {
-      MultiplyStep<kBits, kPanel, kTokens, kVectors, kStep, 1>(chunk, first_vector, a, record_bytes,
-                                                               sum, total);
+    MultiplyStep<L, kStep, 0>(chunk, first_vector, a, strides, partial, total);
+    if constexpr (kPlanes<L::kBits> == 2) {
+      MultiplyStep<L, kStep, 1>(chunk, first_vector, a, strides, partial, total);
     }
-    MultiplyChunk<kBits, kPanel, kTokens, kVectors, kStep + 1>(chunk, first_vector, a, record_bytes,
-                                                               sum, total);
+    MultiplyChunk<L, kStep + 1>(chunk, first_vector, a, strides, partial, total);
   }
 }
 
 // Adds code * a over the `num_chunks` chunks of one group to `total`.
-template <int kBits, bool kPanel, int kTokens, int kVectors>
+template <typename L>
 QUERN_INLINE void MultiplyGroup(const uint8_t* codes, int num_chunks, int first_vector,
-                                const int8_t* a, int64_t record_bytes,
-                                RowInts (&total)[kTokens][kVectors]) {
-  constexpr int kChunkBytes = kPanel ? kPanelChunkBytes<kBits> : kRowBlock * kChunk / 8 * kBits;
+                                const int8_t* a, const ActivationStrides& strides,
+                                typename L::Totals& total) {
+  constexpr int kChunkBytes =
+      L::kPanel ? kPanelChunkBytes<L::kBits> : kRowBlock * kChunk / 8 * L::kBits;
   for (int chunk = 0; chunk < num_chunks;) {
-    DotSums<kBits, kPanel, kTokens, kVectors> sum;
-    for (auto& token : sum) {
-      for (auto& v : token) v.Clear();
+    typename L::Partials partial;
+    for (auto& sum : partial) {
+      for (auto& v : sum) v.Clear();
     }
-    const int end = MinInt(num_chunks - chunk, kChunksPerJoin<kBits>) + chunk;
+    const int end = MinInt(num_chunks - chunk, kChunksPerJoin<L::kBits>) + chunk;
     for (; chunk < end; ++chunk, codes += kChunkBytes, a += kChunk) {
-      if constexpr (!kPanel) {
+      if constexpr (!L::kPanel) {
         for (int i = 0; i < kChunkBytes; i += 64) Prefetch(codes + i, kNearPrefetch, kFarPrefetch);
       }
-      MultiplyChunk<kBits, kPanel, kTokens, kVectors>(codes, first_vector, a, record_bytes, sum,
-                                                      total);
+      MultiplyChunk<L>(codes, first_vector, a, strides, partial, total);
     }
-    for (int t = 0; t < kTokens; ++t) {
-      for (int v = 0; v < kVectors; ++v) sum[t][v].Join(total[t][v]);
+    for (int s = 0; s < L::kSums; ++s) {
+      for (int v = 0; v < L::kVectors; ++v) partial[s][v].Join(total[s][v]);
     }
   }
 }
 
+QUERN_INLINE int32_t LoadInt(const uint8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+QUERN_INLINE float LoadFloat(const uint8_t* p) {
+  float v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
 // kVectors vectors of rows from `first_vector` of the block.
-template <int kBits, bool kPanel, int kTokens, int kVectors>
+template <typename L>
 void MultiplyRows(const BlockProduct& p, int first_vector) {
+  constexpr int kTokens = L::kTokens;
+  constexpr int kVectors = L::kVectors;
   float* y = p.y + first_vector * kRowsPerVector;
   RowFloats out[kTokens][kVectors];
   for (int t = 0; t < kTokens; ++t) {
@@ -195,43 +232,46 @@ void MultiplyRows(const BlockProduct& p, int first_vector) {
       out[t][v] = p.accumulate ? LoadRows(y + t * p.y_stride + kRowsPerVector * v) : ZeroRows();
     }
   }
-  const int64_t record_bytes = p.layout.record_bytes;
+  const ActivationStrides strides{p.layout.record_bytes, p.layout.plane_bytes};
   const int8_t* a = reinterpret_cast<const int8_t*>(p.record) +
                     int64_t{p.group_begin} * p.layout.groups.full_chunks * kChunk;
-  const uint8_t* scales = p.record + p.layout.scales_offset() + int64_t{p.group_begin} * 4;
-  const uint8_t* sums = p.record + p.layout.sums_offset() + int64_t{p.group_begin} * 4;
+  int64_t scale_offset = p.layout.scales_offset() + int64_t{p.group_begin} * 4;
+  const int64_t sums_bytes = int64_t{p.layout.groups.count} * 4;
   const uint8_t* tile = p.tile;
   const uint8_t* panel = p.panel;
-  for (int group = p.group_begin; group < p.group_end; ++group, scales += 4, sums += 4) {
+  for (int group = p.group_begin; group < p.group_end; ++group, scale_offset += 4) {
     const int chunks = p.layout.groups.chunks(group);
-    if constexpr (!kPanel) {
+    if constexpr (!L::kPanel) {
       Prefetch(tile, kNearPrefetch, kFarPrefetch);
       Prefetch(tile + 64, kNearPrefetch, kFarPrefetch);
     }
-    RowInts total[kTokens][kVectors];
+    typename L::Totals total;
     RowFloats scale[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       const int lane = (first_vector + v) * kRowsPerVector;
-      const RowInts zero_point =
-          p.symmetric ? SetRowInts(1 << (kBits - 1)) : LoadRowBytesAsInt(tile + kScaleBytes + lane);
+      const RowInts zero_point = p.symmetric ? SetRowInts(1 << (L::kBits - 1))
+                                             : LoadRowBytesAsInt(tile + kScaleBytes + lane);
       scale[v] = LoadRowHalves(reinterpret_cast<const uint16_t*>(tile) + lane);
-      for (int t = 0; t < kTokens; ++t) {
-        int32_t negated_sum;
-        __builtin_memcpy(&negated_sum, sums + t * record_bytes, sizeof(negated_sum));
-        total[t][v] = MulInt(zero_point, SetRowInts(negated_sum));
+      for (int s = 0; s < L::kSums; ++s) {
+        const int32_t negated_sum = LoadInt(p.record + L::Token(s) * strides.record_bytes +
+                                            scale_offset + (1 + L::Plane(s)) * sums_bytes);
+        total[s][v] = MulInt(zero_point, SetRowInts(negated_sum));
       }
     }
     tile += p.tiles.header_bytes;
-    MultiplyGroup<kBits, kPanel, kTokens, kVectors>(kPanel ? panel : tile, chunks, first_vector, a,
-                                                    record_bytes, total);
+    MultiplyGroup<L>(L::kPanel ? panel : tile, chunks, first_vector, a, strides, total);
     tile += int64_t{chunks} * p.tiles.chunk_bytes;
-    if constexpr (kPanel) panel += chunks * kPanelChunkBytes<kBits>;
+    if constexpr (L::kPanel) panel += chunks * kPanelChunkBytes<L::kBits>;
     a += chunks * kChunk;
     for (int t = 0; t < kTokens; ++t) {
-      float token_scale;
-      __builtin_memcpy(&token_scale, scales + t * record_bytes, sizeof(token_scale));
+      const RowFloats token_scale =
+          SetRows(LoadFloat(p.record + t * strides.record_bytes + scale_offset));
       for (int v = 0; v < kVectors; ++v) {
-        out[t][v] = Fma(ToFloat(total[t][v]), Mul(scale[v], SetRows(token_scale)), out[t][v]);
+        RowFloats sum = ToFloat(total[t * L::kActivationPlanes][v]);
+        if constexpr (L::kActivationPlanes == 2) {
+          sum = Fma(sum, SetRows(256.0f), ToFloat(total[2 * t + 1][v]));
+        }
+        out[t][v] = Fma(sum, Mul(scale[v], token_scale), out[t][v]);
       }
     }
   }
@@ -241,26 +281,27 @@ void MultiplyRows(const BlockProduct& p, int first_vector) {
 }
 
 // All 32 rows of the block for kTokens tokens.
-template <int kBits, bool kPanel, int kTokens>
+template <int kBits, bool kPanel, int kTokens, int kActivationPlanes>
 QUERN_INLINE void MultiplyBlock(const BlockProduct& p) {
   // As many accumulators as registers hold.
-  constexpr bool kAllRows = kRowsPerVector == 16 || (kTokens <= 2 && kTokens * kPlanes<kBits> <= 2);
+  constexpr int kSums = kTokens * kActivationPlanes;
+  constexpr bool kAllRows = kRowsPerVector == 16 || (kSums <= 2 && kSums * kPlanes<kBits> <= 2);
   constexpr int kVectors = kAllRows ? kVectorsPerBlock : 2;
   for (int v = 0; v < kVectorsPerBlock; v += kVectors) {
-    MultiplyRows<kBits, kPanel, kTokens, kVectors>(p, v);
+    MultiplyRows<Loop<kBits, kPanel, kTokens, kActivationPlanes, kVectors>>(p, v);
   }
 }
 
-template <int kBits, bool kPanel>
+template <int kBits, bool kPanel, int kActivationPlanes>
 void MultiplyTokens(int num_tokens, const BlockProduct& p) {
   constexpr int kFewest = kPanel ? kMinPanelTokens : 1;
-  constexpr int kMost = kPanel ? kMaxPanelTokens : kMaxTileTokens;
+  constexpr int kMost = kPanel ? kMaxPanelTokens : kMaxTileTokens<kActivationPlanes>;
   switch (num_tokens) {
-#define QUERN_CASE(tokens)                                \
-  case tokens:                                            \
-    if constexpr (kFewest <= tokens && tokens <= kMost) { \
-      return MultiplyBlock<kBits, kPanel, tokens>(p);     \
-    }                                                     \
+#define QUERN_CASE(tokens)                                               \
+  case tokens:                                                           \
+    if constexpr (kFewest <= tokens && tokens <= kMost) {                \
+      return MultiplyBlock<kBits, kPanel, tokens, kActivationPlanes>(p); \
+    }                                                                    \
     break;
     QUERN_CASE(1)
     QUERN_CASE(2)
@@ -277,18 +318,20 @@ void MultiplyTokens(int num_tokens, const BlockProduct& p) {
 
 // --- Matrix ------------------------------------------------------------------------------------
 
-template <int kBits>
+template <int kBits, int kActivationPlanes>
 void MultiplyTiles(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
                    int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
   const TileLayout tiles(w.cols, w.group_size, kBits, w.symmetric);
-  const ActivationLayout layout(w.cols, w.group_size);
+  const ActivationLayout layout(
+      {w.cols, w.group_size,
+       kActivationPlanes == 2 ? ActivationPrecision::kInt16 : ActivationPrecision::kInt8});
   for (int row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = MinInt(kRowBlock, row_end - row);
     for (int token = 0; token < num_tokens;) {
-      const int tokens = NextTokens(num_tokens - token, kMaxTileTokens);
+      const int tokens = NextTokens(num_tokens - token, kMaxTileTokens<kActivationPlanes>);
       WithWholeBlock(tokens, rows, y + token * y_stride + row, y_stride,
                      [&](float* out, int64_t stride) {
-                       MultiplyTokens<kBits, /*kPanel=*/false>(
+                       MultiplyTokens<kBits, /*kPanel=*/false, kActivationPlanes>(
                            tokens, {.tiles = tiles,
                                     .layout = layout,
                                     .symmetric = w.symmetric,
@@ -312,7 +355,7 @@ template <int kBits>
 void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
                       int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
   const TileLayout tiles(w.cols, w.group_size, kBits, w.symmetric);
-  const ActivationLayout layout(w.cols, w.group_size);
+  const ActivationLayout layout({w.cols, w.group_size});
   const int full_chunks = layout.groups.full_chunks;
   const int groups_per_panel = MaxInt(1, kPanelChunks / full_chunks);
   alignas(64) uint8_t panel[kMaxPanelChunks * kPanelChunkBytes<kBits>];
@@ -333,7 +376,7 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
         UnpackGroups<kBits>(tiles, tile, group, group_end, panel);
         for (int token = 0; token < pass_tokens;) {
           const int tokens = NextTokens(pass_tokens - token, kMaxPanelTokens);
-          MultiplyTokens<kBits, /*kPanel=*/true>(
+          MultiplyTokens<kBits, /*kPanel=*/true, /*kActivationPlanes=*/1>(
               tokens, {.tiles = tiles,
                        .layout = layout,
                        .symmetric = w.symmetric,
@@ -359,24 +402,30 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
 }
 
 template <int kBits>
-void PackedMatmul(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
-                  int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
+void PackedMatmul(const PrepackedMatrix& w, const uint8_t* activations,
+                  ActivationPrecision precision, int num_tokens, int row_begin, int row_end,
+                  bool accumulate, float* y, int64_t y_stride) {
+  if (precision == ActivationPrecision::kInt16) {
+    return MultiplyTiles<kBits, 2>(w, activations, num_tokens, row_begin, row_end, accumulate, y,
+                                   y_stride);
+  }
   if constexpr (kUsesPanels) {
     if (num_tokens >= kMinPanelPass && CeilDiv(w.group_size, kChunk) <= kMaxPanelChunks) {
       return MultiplyByPanels<kBits>(w, activations, num_tokens, row_begin, row_end, accumulate, y,
                                      y_stride);
     }
   }
-  MultiplyTiles<kBits>(w, activations, num_tokens, row_begin, row_end, accumulate, y, y_stride);
+  MultiplyTiles<kBits, 1>(w, activations, num_tokens, row_begin, row_end, accumulate, y, y_stride);
 }
 
-void Matmul(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens, int row_begin,
-            int row_end, bool accumulate, float* y, int64_t y_stride) {
+void Matmul(const PrepackedMatrix& w, const uint8_t* activations, ActivationPrecision precision,
+            int num_tokens, int row_begin, int row_end, bool accumulate, float* y,
+            int64_t y_stride) {
   switch (w.bits) {
-#define QUERN_CASE(bits)                                                                     \
-  case bits:                                                                                 \
-    return PackedMatmul<bits>(w, activations, num_tokens, row_begin, row_end, accumulate, y, \
-                              y_stride);
+#define QUERN_CASE(bits)                                                                 \
+  case bits:                                                                             \
+    return PackedMatmul<bits>(w, activations, precision, num_tokens, row_begin, row_end, \
+                              accumulate, y, y_stride);
     QUERN_FOR_EACH_WIDTH(QUERN_CASE)
 #undef QUERN_CASE
   }

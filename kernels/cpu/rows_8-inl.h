@@ -10,6 +10,7 @@ QUERN_INLINE RowFloats ZeroRows() { return Zero(); }
 QUERN_INLINE RowFloats SetRows(float v) { return Set(v); }
 QUERN_INLINE RowFloats LoadRows(const float* p) { return Load(p); }
 QUERN_INLINE RowFloats LoadRowHalves(const uint16_t* p) { return LoadHalf(p); }
+QUERN_INLINE RowFloats LoadRowBFloats(const uint16_t* p) { return LoadBFloat(p); }
 QUERN_INLINE RowInts SetRowInts(int32_t v) { return SetInt(v); }
 QUERN_INLINE RowInts LoadRowBytesAsInt(const uint8_t* p) { return LoadBytesAsInt(p); }
 QUERN_INLINE RowBytes LoadRowBytes(const uint8_t* p) { return LoadBytes(p); }

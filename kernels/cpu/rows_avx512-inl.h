@@ -13,6 +13,10 @@ QUERN_INLINE RowFloats LoadRows(const float* p) { return _mm512_loadu_ps(p); }
 QUERN_INLINE RowFloats LoadRowHalves(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+QUERN_INLINE RowFloats LoadRowBFloats(const uint16_t* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
 QUERN_INLINE RowInts SetRowInts(int32_t v) { return _mm512_set1_epi32(v); }
 QUERN_INLINE RowInts LoadRowBytesAsInt(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

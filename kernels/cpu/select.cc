@@ -17,7 +17,7 @@ bool HasF16c() {
   unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
 }
-bool HasVexVnni() {
+[[maybe_unused]] bool HasVexVnni() {
   unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
 }
@@ -25,7 +25,7 @@ bool HasVexVnni() {
 bool HasAvx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
 }
-bool HasAvx512Vnni() {
+[[maybe_unused]] bool HasAvx512Vnni() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
@@ -38,13 +38,15 @@ absl::Span<const KernelTable* const> AvailableKernels() {
   static const auto& tables = *[] {
     auto* available = new std::vector<const KernelTable*>;
 #if defined(__x86_64__)
-    const auto extend = [&](KernelTable (*extend_avx2)(KernelTable)) {
-      available->push_back(new KernelTable(extend_avx2(avx2::kTable)));
-    };
     if (HasAvx2()) {
+#ifdef QUERN_VNNI_TABLES
+      const auto extend = [&](KernelTable (*extend_avx2)(KernelTable)) {
+        available->push_back(new KernelTable(extend_avx2(avx2::kTable)));
+      };
       if (HasAvx512Vnni() && __builtin_cpu_supports("gfni")) extend(avx512_vnni_gfni::Extend);
       if (HasAvx512Vnni()) extend(avx512_vnni::Extend);
       if (HasVexVnni()) extend(avx_vnni::Extend);
+#endif
       available->push_back(&avx2::kTable);
     }
 #endif

@@ -69,6 +69,33 @@ QUERN_INLINE uint32_t ReadCode(const uint32_t* words, int64_t index) {
   }
 }
 
+// Four codes that lie next to each other in the low bits of x, one to a byte.
+template <int kBits>
+QUERN_INLINE uint32_t SpreadFour(uint32_t x) {
+  constexpr uint32_t kOnes = 0x01010101u;
+  if constexpr (kBits == 8) {
+    return x;
+  } else {
+    // Two to a half, then one to a byte.
+    x &= (1u << 4 * kBits) - 1;
+    x = (x | x << (16 - 2 * kBits)) & ((1u << 2 * kBits) - 1) * 0x00010001u;
+    return (x | x << (8 - kBits)) & ((1u << kBits) - 1) * kOnes;
+  }
+}
+
+// The steps of one run of 32 codes, which is a chunk where groups are whole runs.
+template <int kBits>
+QUERN_INLINE void ReadSteps(const uint32_t* run, uint32_t (&step)[kStepsPerChunk]) {
+  for (int s = 0; s < kStepsPerChunk; ++s) {
+    if constexpr (kBits == 3) {
+      step[s] = SpreadFour<2>(run[s / 4] >> (s % 4 * 8)) | SpreadFour<1>(run[2] >> (s * 4)) << 2;
+    } else {
+      constexpr int kPerWord = 8 / kBits;
+      step[s] = SpreadFour<kBits>(run[s / kPerWord] >> (s % kPerWord * kBits * 4));
+    }
+  }
+}
+
 // Puts the codes of one row, four to a step's 32-bit word, into the row's lane of the lines.
 template <int kBits>
 QUERN_INLINE void WriteSteps(const uint32_t (&step)[kStepsPerChunk], uint8_t* lane) {
@@ -125,8 +152,12 @@ void PrepackRow(const PackedMatrix& w, const TileLayout& layout, int row, uint8_
       const int first = begin + chunk * kChunk;
       const int count = MinInt(kChunk, end - first);
       uint32_t step[kStepsPerChunk] = {};
-      for (int k = 0; k < count; ++k) {
-        step[k / 4] |= ReadCode<kBits>(codes, first + k) << (k % 4 * 8);
+      if (count == kChunk && first % kChunk == 0) {
+        ReadSteps<kBits>(codes + first / kChunk * kBits, step);
+      } else {
+        for (int k = 0; k < count; ++k) {
+          step[k / 4] |= ReadCode<kBits>(codes, first + k) << (k % 4 * 8);
+        }
       }
       WriteSteps<kBits>(step, tile + LaneOffset(lane, kBits));
       tile += layout.chunk_bytes;

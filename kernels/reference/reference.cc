@@ -67,13 +67,14 @@ std::vector<double> Dequantize(const DenseMatrix& w) {
   return out;
 }
 
-std::vector<double> RoundActivations(const float* x, int cols, int group_size) {
+std::vector<double> RoundActivations(const ActivationFormat& format, const float* x) {
+  const float largest = format.precision == ActivationPrecision::kInt16 ? 32512 : 127;
   std::vector<double> out;
-  for (int begin = 0; begin < cols; begin += group_size) {
-    const int end = std::min(begin + group_size, cols);
+  for (int begin = 0; begin < format.cols; begin += format.group_size) {
+    const int end = std::min(begin + format.group_size, format.cols);
     float max = 0;
     for (int k = begin; k < end; ++k) max = std::max(max, std::fabs(x[k]));
-    const float scale = max / 127;
+    const float scale = max / largest;
     for (int k = begin; k < end; ++k) {
       out.push_back(scale == 0 ? 0.0 : std::nearbyint(x[k] / scale) * double{scale});
     }

@@ -19,8 +19,8 @@ int CodeAt(const uint32_t* words, int bits, int64_t index);
 std::vector<double> Dequantize(const PackedMatrix& w);
 std::vector<double> Dequantize(const DenseMatrix& w);
 
-// One token [cols] as the low-bit kernels see it: rounded to int8 in groups, and back.
-std::vector<double> RoundActivations(const float* x, int cols, int group_size);
+// One token [format.cols] as the low-bit kernels see it: rounded to integers in groups, and back.
+std::vector<double> RoundActivations(const ActivationFormat& format, const float* x);
 
 // One output of y = x * W^T, and the sum of the absolute values of its terms, which rounding errors
 // are measured against.

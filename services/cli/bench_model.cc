@@ -26,6 +26,7 @@ struct ModelOptions {
   std::string shape;
   QuantFormat format;
   std::string kernels;
+  Precision precision = Precision::kInt8;
   std::vector<int> prompt_tokens = {128};
   std::vector<int> batch = {1};
   int output_tokens = 64;
@@ -99,12 +100,13 @@ double Median(std::vector<double> values) {
 }
 
 absl::StatusOr<LocalModel> Load(Engine& engine, const ModelOptions& options) {
-  if (options.shape.empty()) return LoadLocalModel(engine, options.model);
+  const LoadOptions load{.precision = options.precision};
+  if (options.shape.empty()) return LoadLocalModel(engine, options.model, load);
   ASSIGN_OR_RETURN(const std::unique_ptr<ModelSource> source,
                    MakeSyntheticModel(options.shape, options.format));
   LocalModel model;
   model.format = absl::StrCat("w", options.format.bits, " g", options.format.group_size);
-  ASSIGN_OR_RETURN(model.handle, engine.Load(*source));
+  ASSIGN_OR_RETURN(model.handle, engine.Load(*source, load));
   ASSIGN_OR_RETURN(model.info, engine.Info(model.handle));
   return model;
 }
@@ -190,6 +192,7 @@ void AddBenchModel(CLI::App& bench, Command& command) {
       ->capture_default_str();
   sub->add_option("--kernels", options->kernels,
                   "table of an instruction set, such as avx2 or scalar (the best there is)");
+  AddPrecision(*sub, "--precision", "of packed matrices", options->precision);
   sub->add_option("--prompt-tokens", options->prompt_tokens,
                   "of each prompt; several: each in turn")
       ->check(CLI::Range(1, 131072))

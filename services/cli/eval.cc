@@ -27,6 +27,8 @@ struct EvalOptions {
   std::vector<std::string> models;
   std::string source;
   std::string text;
+  Precision precision = Precision::kInt8;
+  Precision source_precision = Precision::kInt8;
   int chunk_tokens = 512;
   int max_chunks = 40;
   int threads = 0;
@@ -71,14 +73,17 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
   }
   ASSIGN_OR_RETURN(const std::string text, ReadFile(options.text, kMaxTextBytes));
   ASSIGN_OR_RETURN(const auto engine, MakeLocalEngine(options.threads));
-  ASSIGN_OR_RETURN(const LocalModel source, LoadLocalModel(*engine, options.source));
+  ASSIGN_OR_RETURN(
+      const LocalModel source,
+      LoadLocalModel(*engine, options.source, {.precision = options.source_precision}));
   if (source.tokenizer == nullptr) {
     return absl::FailedPreconditionError(
         absl::StrCat(options.source, ": has no tokenizer to read the text with"));
   }
   std::vector<NamedModel> models;
   for (const std::string& path : options.models) {
-    ASSIGN_OR_RETURN(const LocalModel model, LoadLocalModel(*engine, path));
+    ASSIGN_OR_RETURN(const LocalModel model,
+                     LoadLocalModel(*engine, path, {.precision = options.precision}));
     models.push_back({NameOf(path), model.handle});
   }
   ASSIGN_OR_RETURN(EvaluationText chunks, ChunkText(*source.tokenizer, NameOf(options.text), text,
@@ -102,6 +107,9 @@ void AddEval(CLI::App& app, Command& command) {
   sub->add_option("models", options->models, "artifact directories or checkpoints")->required();
   sub->add_option("--source", options->source, "the checkpoint they came from")->required();
   sub->add_option("--text", options->text, "plain text, UTF-8")->required();
+  AddPrecision(*sub, "--precision", "of packed matrices of the models", options->precision);
+  AddPrecision(*sub, "--source-precision", "of packed matrices of the source",
+               options->source_precision);
   sub->add_option("--chunk-tokens", options->chunk_tokens, "each scored on its own")
       ->check(CLI::Range(2, 131072))
       ->capture_default_str();

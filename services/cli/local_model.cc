@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "core/artifact/artifact.h"
@@ -44,14 +45,26 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
   return Engine::Create(options);
 }
 
-absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path) {
+absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path,
+                                          const LoadOptions& options) {
   ASSIGN_OR_RETURN(OpenedModel opened, Open(path));
   LocalModel model;
   model.format = std::move(opened.format);
-  ASSIGN_OR_RETURN(model.handle, engine.Load(*opened.source));
+  ASSIGN_OR_RETURN(model.handle, engine.Load(*opened.source, options));
   ASSIGN_OR_RETURN(model.info, engine.Info(model.handle));
   ASSIGN_OR_RETURN(model.tokenizer, engine.GetTokenizer(model.handle));
   return model;
+}
+
+void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
+                  Precision& precision) {
+  static const std::map<std::string, Precision> kNames = {
+      {"int8", Precision::kInt8}, {"int16", Precision::kInt16}, {"float", Precision::kFloat}};
+  app.add_option_function<std::string>(
+         name, [&precision](const std::string& value) { precision = kNames.at(value); },
+         "activations: int8 or int16 in groups, or float; " + of_what)
+      ->check(CLI::IsMember({"int8", "int16", "float"}))
+      ->default_str("int8");
 }
 
 }  // namespace quern::cli

@@ -4,6 +4,7 @@
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
 
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 
@@ -25,7 +26,12 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
                                                         absl::string_view kernels = "");
 
 // Loads an artifact directory (one with a manifest.json) or a checkpoint.
-absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path);
+absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path,
+                                          const LoadOptions& options = {});
+
+// An option with the values int8, int16 and float.
+void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
+                  Precision& precision);
 
 }  // namespace quern::cli
 

@@ -3,7 +3,7 @@
 #   deploy/install.sh [--tests|--containers|--cuda|--no-libtorch]
 #     --tests         adds what only the tests need
 #     --containers    adds what tests/deploy/run.sh needs
-#     --cuda          adds LibTorch's CUDA half and its libraries, for GPU workers (5 GB)
+#     --cuda          adds LibTorch's CUDA half and its libraries, for GPU workers (3.7 GB)
 #     --no-libtorch   leaves LibTorch out: enough for all but quern-quantizer
 # Needs root or sudo only when a package is missing. A second run does nothing, within a second.
 set -euo pipefail

@@ -135,6 +135,9 @@ std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
       std::make_unique<Sequence>(std::move(request), std::move(sink), std::move(on_logits),
                                  std::move(text), &pages_, clock_->Now());
   sequence->seed = seed;
+  // Room for the whole answer, so that no step has to make it.
+  const int64_t tokens = sequence->num_prompt_tokens + int64_t{sequence->request.max_output_tokens};
+  sequence->tokens.reserve(std::min<int64_t>(tokens, info_.max_context_tokens + 1));
   return sequence;
 }
 

@@ -23,11 +23,11 @@ constexpr int kVectorsPerBlock = kRowBlock / kRowsPerVector;
 // Tokens that share codes in registers: as many sums as there are registers for. Unpacking takes
 // some of them, and tokens of two planes have two sums.
 template <int kActivationPlanes>
-constexpr int kMaxTileTokens = 4 / kActivationPlanes;
+constexpr int kMaxTileTokens = (kRowsPerVector == 16 ? 8 : 4) / kActivationPlanes;
 constexpr int kMaxPanelTokens = kRowsPerVector == 16 ? 8 : 4;
 
 // From how many tokens on a panel pays, and for how many it is used before the next is unpacked.
-constexpr int kMinPanelPass = 8;
+constexpr int kMinPanelPass = kRowsPerVector == 16 ? 9 : 8;
 constexpr int kMaxPanelPass = 128;
 // With so many tokens, blocks as equal as they can be hold at least half of kMaxPanelTokens.
 static_assert(kMinPanelPass >= kMaxPanelTokens);
@@ -38,7 +38,7 @@ constexpr int kPanelChunks = 16;
 constexpr int kMaxPanelChunks = 64;
 constexpr int kPanelStepBytes = 4 * kRowBlock;
 template <int kBits>
-constexpr int kPanelChunkBytes = kStepsPerChunk* kPlanes<kBits>* kPanelStepBytes;
+constexpr int kPanelChunkBytes = kPlanes<kBits>*(kStepsPerChunk* kPanelStepBytes);
 
 // --- Codes -------------------------------------------------------------------------------------
 

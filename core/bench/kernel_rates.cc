@@ -28,11 +28,6 @@ std::vector<float> RandomFloats(int64_t count) {
   return values;
 }
 
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
-
 // The kernel and its limit in turns, so that both see the same minute of the machine.
 struct InTurns {
   double seconds = 0;

@@ -18,8 +18,8 @@ namespace quern {
 
 struct KernelRate {
   std::string name;  // "w4g64", "f16", "attention"
-  std::string
-      shape;  // "2048x2048"; of attention "9/3x64 at 512": heads / key-value heads x channels
+  // "2048x2048"; of attention "32/8x64 at 512": heads / key-value heads x channels at positions.
+  std::string shape;
   int num_tokens = 0;  // that share one call
   double seconds = 0;  // of a call, on all threads
   // Bytes of weights (keys and values) read. One token reads copies that no cache holds, more read

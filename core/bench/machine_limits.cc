@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <utility>
 
 #include "core/base/machine.h"
 #include "core/base/status_macros.h"
@@ -26,13 +27,17 @@ double Seconds(const std::function<void()>& body, int64_t calls) {
 
 }  // namespace
 
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
 double MedianSeconds(int repetitions, const std::function<void()>& body) {
   constexpr double kRun = 0.02;
   const auto calls = std::max<int64_t>(1, static_cast<int64_t>(kRun / (Seconds(body, 1) + 1e-9)));
   std::vector<double> seconds(repetitions);
   for (double& s : seconds) s = Seconds(body, calls);
-  std::nth_element(seconds.begin(), seconds.begin() + repetitions / 2, seconds.end());
-  return seconds[repetitions / 2];
+  return Median(std::move(seconds));
 }
 
 int64_t UncachedBytes() {

@@ -30,6 +30,9 @@ struct MachineLimits {
   double memory_gb_per_second() const { return reads.back().gb_per_second; }
 };
 
+// The upper one of an even number; at least one value.
+double Median(std::vector<double> values);
+
 // The median of `repetitions` (>= 1) runs of `body`, in seconds, after one that does not count. A
 // run is as many calls as take about 20 ms.
 double MedianSeconds(int repetitions, const std::function<void()>& body);

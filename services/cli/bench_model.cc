@@ -12,6 +12,7 @@
 
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
+#include "core/bench/machine_limits.h"
 #include "core/bench/synthetic_model.h"
 #include "services/cli/bench_commands.h"
 #include "services/cli/bench_table.h"
@@ -92,11 +93,6 @@ absl::StatusOr<Speed> MeasureOnce(Engine& engine, const LocalModel& model, int p
   // Before the last first token, others have begun to decode; those few are not counted.
   return Speed{batch * prompt_tokens / absl::ToDoubleSeconds(first),
                batch * (output_tokens - 1) / absl::ToDoubleSeconds(last - first)};
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 absl::StatusOr<LocalModel> Load(Engine& engine, const ModelOptions& options) {

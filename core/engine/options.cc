@@ -37,7 +37,7 @@ absl::Status EngineOptions::Validate() const {
   }
   if (!kernels.empty() && kernels::FindKernels(kernels) == nullptr) {
     return OutOfRange("kernels", absl::StrCat("'", kernels, "'"),
-                      "scalar, avx2 where this CPU has it, or nothing");
+                      "a table that this CPU can run, such as scalar or avx2, or nothing");
   }
   return absl::OkStatus();
 }

@@ -17,7 +17,7 @@
 
 namespace quern::kernels {
 
-// The tables this CPU can run, by CPUID, best first; the last, "scalar", runs everywhere.
+// The tables this CPU can run, best first; the last, "scalar", runs everywhere.
 absl::Span<const KernelTable* const> AvailableKernels();
 inline const KernelTable& BestKernels() { return *AvailableKernels().front(); }
 // By name ("avx2", "scalar"); null when there is none or this CPU cannot run it.

@@ -44,7 +44,8 @@ constexpr int kMaxAttentionRows = 64;
 static_assert(kAttentionBlock % (kRowsPerVector * kAttentionVectors) == 0);
 
 QUERN_INLINE int PaddedChannels(int head_dim) {
-  return static_cast<int>(CeilDiv(head_dim, kRowsPerVector)) * kRowsPerVector;
+  constexpr int kLanes = kRowsPerVector < 8 ? 8 : kRowsPerVector;
+  return static_cast<int>(CeilDiv(head_dim, kLanes)) * kLanes;
 }
 
 // The scratch of one call.

@@ -17,7 +17,7 @@ constexpr int kChunksPerJoin = kBits == 2   ? 4
 template <int kBits, bool kAlone>
 struct DotSum {
   QUERN_INLINE void Clear() {
-    for (I16x16& sum : plane) sum = ZeroInt16();
+    for (RowPairs& sum : plane) sum = ZeroInt16();
   }
   template <int kStep, int kPlane>
   QUERN_INLINE void Add(RowBytes codes, RowBytes four, RowInts& /*total*/) {
@@ -28,5 +28,5 @@ struct DotSum {
     if constexpr (kPlanes<kBits> == 2) total = AddPairs<16>(plane[1], total);
   }
 
-  I16x16 plane[kPlanes<kBits>];
+  RowPairs plane[kPlanes<kBits>];
 };

@@ -21,11 +21,10 @@ int64_t MultiplyBytes(const uint8_t* operands, int64_t rounds) {
   constexpr int kVectors = 2;
   constexpr int kChunks = 8;
   constexpr int64_t kRecordBytes = kChunks * kChunk + 64;
-  static_assert(kChunks * kPanelChunkBytes<2> + kMaxPanelTokens * kRecordBytes <=
-                kPeakOperandBytes);
+  static_assert(kChunks * kPanelChunkBytes<2> + kMaxTokens<1> * kRecordBytes <= kPeakOperandBytes);
   const auto* activations =
       reinterpret_cast<const int8_t*>(operands + kChunks * kPanelChunkBytes<2>);
-  using L = Loop<2, /*kPanel=*/true, kMaxPanelTokens, /*kActivationPlanes=*/1, kVectors>;
+  using L = Loop<2, /*kPanel=*/true, kMaxTokens<1>, /*kActivationPlanes=*/1, kVectors>;
   L::Totals total;
   for (auto& token : total) {
     for (RowInts& v : token) v = SetRowInts(0);
@@ -34,7 +33,7 @@ int64_t MultiplyBytes(const uint8_t* operands, int64_t rounds) {
     MultiplyGroup<L>(operands, kChunks, 0, activations, {kRecordBytes, 0}, total);
     asm volatile("" : : "r"(total) : "memory");
   }
-  return rounds * kChunks * kChunk * kMaxPanelTokens * kVectors * kRowsPerVector * 2;
+  return rounds * kChunks * kChunk * kMaxTokens<1> * kVectors * kRowsPerVector * 2;
 }
 
 int64_t MultiplyFloats(int64_t rounds) {

@@ -23,15 +23,13 @@ constexpr int kVectorsPerBlock = kRowBlock / kRowsPerVector;
 // Tokens that share codes in registers: as many sums as there are registers for. Unpacking takes
 // some of them, and tokens of two planes have two sums.
 template <int kActivationPlanes>
-constexpr int kMaxTileTokens = (kRowsPerVector == 16 ? 8 : 4) / kActivationPlanes;
-constexpr int kMaxPanelTokens = kRowsPerVector == 16 ? 8 : 4;
+constexpr int kMaxTokens = (kRowsPerVector == 16 ? 8 : 4) / kActivationPlanes;
 
 // From how many tokens on a panel pays, and for how many it is used before the next is unpacked.
 constexpr int kMinPanelPass = kRowsPerVector == 16 ? 9 : 8;
 constexpr int kMaxPanelPass = 128;
-// With so many tokens, blocks as equal as they can be hold at least half of kMaxPanelTokens.
-static_assert(kMinPanelPass >= kMaxPanelTokens);
-constexpr int kMinPanelTokens = kRowsPerVector == 16 ? 4 : 3;
+// With so many tokens, blocks as equal as they can be hold more than half of kMaxTokens.
+static_assert(kMinPanelPass >= kMaxTokens<1>);
 
 // What a panel holds. Groups wider than that go without.
 constexpr int kPanelChunks = 16;
@@ -138,7 +136,9 @@ struct Loop {
   static constexpr int kSums = kTokens * kActivationPlanes;
 
   using Totals = RowInts[kSums][kVectors];
-  using Partials = DotSum<kBits, kSums == 1>[kSums][kVectors];
+  // With eight vectors of rows there are sums enough.
+  static constexpr bool kAlone = kSums == 1 && kVectors < 8;
+  using Partials = DotSum<kBits, kAlone>[kSums][kVectors];
 
   static constexpr int Token(int sum) { return sum / kActivationPlanes; }
   static constexpr int Plane(int sum) { return sum % kActivationPlanes; }
@@ -286,7 +286,7 @@ QUERN_INLINE void MultiplyBlock(const BlockProduct& p) {
   // As many accumulators as registers hold.
   constexpr int kSums = kTokens * kActivationPlanes;
   constexpr bool kAllRows = kRowsPerVector == 16 || (kSums <= 2 && kSums * kPlanes<kBits> <= 2);
-  constexpr int kVectors = kAllRows ? kVectorsPerBlock : 2;
+  constexpr int kVectors = kAllRows ? kVectorsPerBlock : 16 / kRowsPerVector;
   for (int v = 0; v < kVectorsPerBlock; v += kVectors) {
     MultiplyRows<Loop<kBits, kPanel, kTokens, kActivationPlanes, kVectors>>(p, v);
   }
@@ -294,8 +294,8 @@ QUERN_INLINE void MultiplyBlock(const BlockProduct& p) {
 
 template <int kBits, bool kPanel, int kActivationPlanes>
 void MultiplyTokens(int num_tokens, const BlockProduct& p) {
-  constexpr int kFewest = kPanel ? kMinPanelTokens : 1;
-  constexpr int kMost = kPanel ? kMaxPanelTokens : kMaxTileTokens<kActivationPlanes>;
+  constexpr int kMost = kMaxTokens<kActivationPlanes>;
+  constexpr int kFewest = kPanel ? (kMost + 1) / 2 : 1;
   switch (num_tokens) {
 #define QUERN_CASE(tokens)                                               \
   case tokens:                                                           \
@@ -316,19 +316,21 @@ void MultiplyTokens(int num_tokens, const BlockProduct& p) {
   __builtin_unreachable();
 }
 
+template <int kActivationPlanes>
+constexpr ActivationPrecision kPrecision =
+    kActivationPlanes == 2 ? ActivationPrecision::kInt16 : ActivationPrecision::kInt8;
+
 // --- Matrix ------------------------------------------------------------------------------------
 
 template <int kBits, int kActivationPlanes>
 void MultiplyTiles(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
                    int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
   const TileLayout tiles(w.cols, w.group_size, kBits, w.symmetric);
-  const ActivationLayout layout(
-      {w.cols, w.group_size,
-       kActivationPlanes == 2 ? ActivationPrecision::kInt16 : ActivationPrecision::kInt8});
+  const ActivationLayout layout({w.cols, w.group_size, kPrecision<kActivationPlanes>});
   for (int row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = MinInt(kRowBlock, row_end - row);
     for (int token = 0; token < num_tokens;) {
-      const int tokens = NextTokens(num_tokens - token, kMaxTileTokens<kActivationPlanes>);
+      const int tokens = NextTokens(num_tokens - token, kMaxTokens<kActivationPlanes>);
       WithWholeBlock(tokens, rows, y + token * y_stride + row, y_stride,
                      [&](float* out, int64_t stride) {
                        MultiplyTokens<kBits, /*kPanel=*/false, kActivationPlanes>(
@@ -351,11 +353,11 @@ void MultiplyTiles(const PrepackedMatrix& w, const uint8_t* activations, int num
 
 // The same through a panel: each block's codes are unpacked once for up to kMaxPanelPass tokens,
 // whose sums stay beside it, since rows of y may all lie in the same sets of the cache.
-template <int kBits>
+template <int kBits, int kActivationPlanes>
 void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
                       int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
   const TileLayout tiles(w.cols, w.group_size, kBits, w.symmetric);
-  const ActivationLayout layout({w.cols, w.group_size});
+  const ActivationLayout layout({w.cols, w.group_size, kPrecision<kActivationPlanes>});
   const int full_chunks = layout.groups.full_chunks;
   const int groups_per_panel = MaxInt(1, kPanelChunks / full_chunks);
   alignas(64) uint8_t panel[kMaxPanelChunks * kPanelChunkBytes<kBits>];
@@ -375,8 +377,8 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
         const int group_end = MinInt(group + groups_per_panel, layout.groups.count);
         UnpackGroups<kBits>(tiles, tile, group, group_end, panel);
         for (int token = 0; token < pass_tokens;) {
-          const int tokens = NextTokens(pass_tokens - token, kMaxPanelTokens);
-          MultiplyTokens<kBits, /*kPanel=*/true, /*kActivationPlanes=*/1>(
+          const int tokens = NextTokens(pass_tokens - token, kMaxTokens<kActivationPlanes>);
+          MultiplyTokens<kBits, /*kPanel=*/true, kActivationPlanes>(
               tokens, {.tiles = tiles,
                        .layout = layout,
                        .symmetric = w.symmetric,
@@ -401,21 +403,17 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
   }
 }
 
-template <int kBits>
-void PackedMatmul(const PrepackedMatrix& w, const uint8_t* activations,
-                  ActivationPrecision precision, int num_tokens, int row_begin, int row_end,
-                  bool accumulate, float* y, int64_t y_stride) {
-  if (precision == ActivationPrecision::kInt16) {
-    return MultiplyTiles<kBits, 2>(w, activations, num_tokens, row_begin, row_end, accumulate, y,
-                                   y_stride);
-  }
+template <int kBits, int kActivationPlanes>
+void PackedMatmul(const PrepackedMatrix& w, const uint8_t* activations, int num_tokens,
+                  int row_begin, int row_end, bool accumulate, float* y, int64_t y_stride) {
   if constexpr (kUsesPanels) {
     if (num_tokens >= kMinPanelPass && CeilDiv(w.group_size, kChunk) <= kMaxPanelChunks) {
-      return MultiplyByPanels<kBits>(w, activations, num_tokens, row_begin, row_end, accumulate, y,
-                                     y_stride);
+      return MultiplyByPanels<kBits, kActivationPlanes>(w, activations, num_tokens, row_begin,
+                                                        row_end, accumulate, y, y_stride);
     }
   }
-  MultiplyTiles<kBits, 1>(w, activations, num_tokens, row_begin, row_end, accumulate, y, y_stride);
+  MultiplyTiles<kBits, kActivationPlanes>(w, activations, num_tokens, row_begin, row_end,
+                                          accumulate, y, y_stride);
 }
 
 void Matmul(const PrepackedMatrix& w, const uint8_t* activations, ActivationPrecision precision,
@@ -424,8 +422,10 @@ void Matmul(const PrepackedMatrix& w, const uint8_t* activations, ActivationPrec
   switch (w.bits) {
 #define QUERN_CASE(bits)                                                                 \
   case bits:                                                                             \
-    return PackedMatmul<bits>(w, activations, precision, num_tokens, row_begin, row_end, \
-                              accumulate, y, y_stride);
+    return (precision == ActivationPrecision::kInt16                                     \
+                ? PackedMatmul<bits, 2>                                                  \
+                : PackedMatmul<bits, 1>)(w, activations, num_tokens, row_begin, row_end, \
+                                         accumulate, y, y_stride);
     QUERN_FOR_EACH_WIDTH(QUERN_CASE)
 #undef QUERN_CASE
   }

@@ -4,7 +4,8 @@ constexpr int kRowsPerVector = 8;
 
 using RowFloats = F32x8;
 using RowInts = I32x8;
-using RowBytes = U8x32;  // four codes, or four activations, of each row
+using RowPairs = I16x16;  // two sums of a pair of products of each row
+using RowBytes = U8x32;   // four codes, or four activations, of each row
 
 QUERN_INLINE RowFloats ZeroRows() { return Zero(); }
 QUERN_INLINE RowFloats SetRows(float v) { return Set(v); }

@@ -1,5 +1,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <vector>
@@ -37,18 +40,25 @@ bool HasAvx2() {
 absl::Span<const KernelTable* const> AvailableKernels() {
   static const auto& tables = *[] {
     auto* available = new std::vector<const KernelTable*>;
+    [[maybe_unused]] const auto add = [&](KernelTable (*extend)(KernelTable),
+                                          const KernelTable& base) {
+      available->push_back(new KernelTable(extend(base)));
+    };
 #if defined(__x86_64__)
     if (HasAvx2()) {
 #ifdef QUERN_VNNI_TABLES
-      const auto extend = [&](KernelTable (*extend_avx2)(KernelTable)) {
-        available->push_back(new KernelTable(extend_avx2(avx2::kTable)));
-      };
-      if (HasAvx512Vnni() && __builtin_cpu_supports("gfni")) extend(avx512_vnni_gfni::Extend);
-      if (HasAvx512Vnni()) extend(avx512_vnni::Extend);
-      if (HasVexVnni()) extend(avx_vnni::Extend);
+      if (HasAvx512Vnni() && __builtin_cpu_supports("gfni")) {
+        add(avx512_vnni_gfni::Extend, avx2::kTable);
+      }
+      if (HasAvx512Vnni()) add(avx512_vnni::Extend, avx2::kTable);
+      if (HasVexVnni()) add(avx_vnni::Extend, avx2::kTable);
 #endif
       available->push_back(&avx2::kTable);
     }
+#elif defined(__aarch64__)
+    if ((getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0) add(neon_i8mm::Extend, neon::kTable);
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) add(neon_dotprod::Extend, neon::kTable);
+    available->push_back(&neon::kTable);
 #endif
     available->push_back(&scalar::kTable);
     return available;

@@ -28,6 +28,17 @@ KernelTable Extend(KernelTable avx2);
 namespace avx512_vnni_gfni {
 KernelTable Extend(KernelTable avx2);
 }
+#elif defined(__aarch64__)
+namespace neon {
+extern const KernelTable kTable;
+}
+// The table `neon` with the products in further instructions.
+namespace neon_dotprod {
+KernelTable Extend(KernelTable neon);
+}
+namespace neon_i8mm {
+KernelTable Extend(KernelTable neon);
+}
 #endif
 
 }  // namespace quern::kernels

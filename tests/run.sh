@@ -2,7 +2,7 @@
 # Installs what is needed, builds Quern and runs its tests.
 #   tests/run.sh          format, build, unit, parity and e2e tests
 #   tests/run.sh --slow   adds the slow tests
-#   tests/run.sh --all    adds the slow tests, the sanitizer builds and clang's thread-safety check
+#   tests/run.sh --all    adds the slow tests, the sanitizer builds, the kernels for AArch64 and clang's check of locks
 set -euo pipefail
 cd "$(dirname "$0")/.."
 all= slow=
@@ -68,6 +68,12 @@ if [ -n "$all" ]; then
   TSAN_OPTIONS=$options:log_path=$PWD/build/tsan/reports/tsan \
     run_tests build/tsan -R "^($(IFS='|'; echo "${threaded[*]}"))\$"
   find build/tsan/reports -type f -print0 | xargs -0 tests/tsan_reports.py || failed=1
+
+  step 'kernels for AArch64, under qemu'
+  cmake -S . -B build/aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DQUERN_JUMBO=ON \
+    -DQUERN_KERNELS_ONLY=ON -DCMAKE_TOOLCHAIN_FILE=tests/kernels/aarch64.cmake -Wno-dev >/dev/null
+  ninja -C build/aarch64 --quiet kernels_test
+  run_tests build/aarch64 -L unit
 
   # File by file, so that each is seen to include what it needs.
   step 'clang: -Wthread-safety as an error'

@@ -57,10 +57,10 @@ size_t ActivationBytes(const CpuWeights& weights, const kernels::KernelTable& ke
                        const BackendLimits& limits) {
   size_t bytes = 0;
   const auto include = [&](const CpuLinear& linear, int num_rows) {
-    if (linear.group_size() == 0) return;
+    if (linear.input.is_float()) return;
     bytes = std::max(bytes, kernels.activation_bytes({.cols = linear.matrix.cols,
-                                                      .group_size = linear.matrix.group_size,
-                                                      .precision = weights.activations},
+                                                      .group_size = linear.input.group_size,
+                                                      .precision = linear.input.precision},
                                                      num_rows));
   };
   for (const CpuBlock& block : weights.blocks) {
@@ -169,10 +169,10 @@ FloatRows KernelOps::Embed(const CpuWeights& model) {
 }
 
 KernelOps::Qkv KernelOps::ProjectQkv(int, const CpuBlock& block, FloatRows x) {
-  const int group_size = block.q.group_size();
-  NormAndQuantize(x, block.attention_norm, num_tokens_, group_size, [](int64_t i) { return i; });
+  const InputForm& form = block.q.input;
+  NormAndQuantize(x, block.attention_norm, num_tokens_, form, [](int64_t i) { return i; });
   const Qkv qkv{workspace_.q, workspace_.k, workspace_.v};
-  Multiply(workspace_.normed, num_tokens_, group_size, /*accumulate=*/false,
+  Multiply(workspace_.normed, num_tokens_, form, /*accumulate=*/false,
            {{&block.q, qkv.q}, {&block.k, qkv.k}, {&block.v, qkv.v}});
 
   const float eps = static_cast<float>(weights_.config.rms_norm_eps);
@@ -233,15 +233,14 @@ FloatRows KernelOps::Attend(int layer, Qkv qkv) {
 
 FloatRows KernelOps::AddAttentionOutput(const CpuBlock& block, FloatRows residual,
                                         FloatRows attention) {
-  Multiply(attention, num_tokens_, /*quantized_group_size=*/0, /*accumulate=*/true,
-           {{&block.o, residual}});
+  Multiply(attention, num_tokens_, /*quantized=*/{}, /*accumulate=*/true, {{&block.o, residual}});
   return residual;
 }
 
 FloatRows KernelOps::GatedMlp(const CpuBlock& block, FloatRows x) {
-  const int group_size = block.gate.group_size();
-  NormAndQuantize(x, block.mlp_norm, num_tokens_, group_size, [](int64_t i) { return i; });
-  Multiply(workspace_.normed, num_tokens_, group_size, /*accumulate=*/false,
+  const InputForm& form = block.gate.input;
+  NormAndQuantize(x, block.mlp_norm, num_tokens_, form, [](int64_t i) { return i; });
+  Multiply(workspace_.normed, num_tokens_, form, /*accumulate=*/false,
            {{&block.gate, workspace_.gate}, {&block.up, workspace_.up}});
   const int size = weights_.config.intermediate_size;
   pool_.ParallelFor(num_tokens_, Grain(size, kMinElements), [&](int64_t begin, int64_t end) {
@@ -249,24 +248,23 @@ FloatRows KernelOps::GatedMlp(const CpuBlock& block, FloatRows x) {
       kernels_.silu_mul(workspace_.gate.row(t), workspace_.up.row(t), size, workspace_.gate.row(t));
     }
     // While the rows are in the cache.
-    QuantizeRows(workspace_.gate, begin, end, size, block.down.group_size());
+    QuantizeRows(workspace_.gate, begin, end, size, block.down.input);
   });
   return workspace_.gate;
 }
 
 FloatRows KernelOps::AddMlpOutput(const CpuBlock& block, FloatRows residual, FloatRows mlp) {
-  Multiply(mlp, num_tokens_, block.down.group_size(), /*accumulate=*/true,
-           {{&block.down, residual}});
+  Multiply(mlp, num_tokens_, block.down.input, /*accumulate=*/true, {{&block.down, residual}});
   return residual;
 }
 
 FloatRows KernelOps::Head(const CpuWeights& model, FloatRows x) {
   const auto num_rows = static_cast<int64_t>(workspace_.logit_rows.size());
   if (num_rows == 0) return workspace_.logits;  // prefills that go on
-  const int group_size = model.head().group_size();
-  NormAndQuantize(x, model.final_norm, num_rows, group_size,
+  const InputForm& form = model.head().input;
+  NormAndQuantize(x, model.final_norm, num_rows, form,
                   [&](int64_t i) { return int64_t{workspace_.logit_rows[i]}; });
-  Multiply(workspace_.normed, num_rows, group_size, /*accumulate=*/false,
+  Multiply(workspace_.normed, num_rows, form, /*accumulate=*/false,
            {{&model.head(), workspace_.logits}});
   return workspace_.logits;
 }
@@ -321,48 +319,49 @@ kernels::PagedKv KernelOps::LayerPages(int layer, const int32_t* pages) const {
           .page_tokens = kv_.page_tokens};
 }
 
-void KernelOps::QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols, int group_size) {
-  if (group_size == 0) return;
+void KernelOps::QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols,
+                             const InputForm& form) {
+  if (form.is_float()) return;
   kernels_.quantize_activations(
-      {.cols = cols, .group_size = group_size, .precision = weights_.activations}, x.data, x.stride,
+      {.cols = cols, .group_size = form.group_size, .precision = form.precision}, x.data, x.stride,
       static_cast<int>(begin), static_cast<int>(end), workspace_.activations);
 }
 
 template <typename RowOf>
 void KernelOps::NormAndQuantize(FloatRows x, const std::vector<float>& weight, int64_t num_rows,
-                                int group_size, RowOf row_of) {
+                                const InputForm& form, RowOf row_of) {
   const float eps = static_cast<float>(weights_.config.rms_norm_eps);
   const int cols = weights_.config.hidden_size;
   pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       kernels_.rms_norm(x.row(row_of(i)), weight.data(), cols, eps, workspace_.normed.row(i));
     }
-    QuantizeRows(workspace_.normed, begin, end, cols, group_size);
+    QuantizeRows(workspace_.normed, begin, end, cols, form);
   });
 }
 
-void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size, bool accumulate,
+void KernelOps::Multiply(FloatRows x, int64_t num_rows, const InputForm& quantized, bool accumulate,
                          std::initializer_list<Product> products) {
   // Matrices that take the same input form share one region; as a rule that is all of them. Those
   // of the form that is there go first, as another one overwrites it.
-  std::array<int, 4> forms = {quantized_group_size};  // one, and one of each of three products
+  std::array<InputForm, 4> forms = {quantized};  // one, and one of each of three products
   int num_forms = 1;
   for (const Product& product : products) {
-    const int form = product.linear->group_size();
+    const InputForm& form = product.linear->input;
     if (std::find(forms.begin(), forms.begin() + num_forms, form) == forms.begin() + num_forms) {
       forms[num_forms++] = form;
     }
   }
-  for (const int form : absl::MakeConstSpan(forms.data(), num_forms)) {
+  for (const InputForm& form : absl::MakeConstSpan(forms.data(), num_forms)) {
     int64_t num_blocks = 0;
     int cols = 0;
     for (const Product& product : products) {
-      if (product.linear->group_size() != form) continue;
+      if (product.linear->input != form) continue;
       cols = product.linear->matrix.cols;
       num_blocks += RoundUp(product.linear->matrix.rows, kernels::kRowBlock) / kernels::kRowBlock;
     }
     if (num_blocks == 0) continue;
-    if (form != 0 && form != quantized_group_size) {
+    if (!form.is_float() && form != quantized) {
       pool_.ParallelFor(num_rows, Grain(cols, kMinElements), [&](int64_t begin, int64_t end) {
         QuantizeRows(x, begin, end, cols, form);
       });
@@ -372,7 +371,7 @@ void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size
     pool_.ParallelFor(num_blocks, grain, [&](int64_t begin, int64_t end) {
       int64_t first = 0;  // block of this product
       for (const Product& product : products) {
-        if (product.linear->group_size() != form) continue;
+        if (product.linear->input != form) continue;
         const int rows = product.linear->matrix.rows;
         const int64_t count = RoundUp(rows, kernels::kRowBlock) / kernels::kRowBlock;
         const int64_t from = std::clamp<int64_t>(begin - first, 0, count) * kernels::kRowBlock;
@@ -390,8 +389,8 @@ void KernelOps::Multiply(FloatRows x, int64_t num_rows, int quantized_group_size
 void KernelOps::MultiplyRows(const Product& product, FloatRows x, int64_t num_rows, int row_begin,
                              int row_end, bool accumulate) {
   const CpuLinear& linear = *product.linear;
-  if (linear.group_size() != 0) {
-    kernels_.matmul(linear.matrix, workspace_.activations, weights_.activations,
+  if (!linear.input.is_float()) {
+    kernels_.matmul(linear.matrix, workspace_.activations, linear.input.precision,
                     static_cast<int>(num_rows), row_begin, row_end, accumulate, product.y.data,
                     product.y.stride);
   } else {

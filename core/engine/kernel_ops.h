@@ -110,15 +110,15 @@ class KernelOps {
   // Cuts the step's attention into units and shares them out.
   void PlanAttention();
   kernels::PagedKv LayerPages(int layer, const int32_t* pages) const;
-  // Quantizes rows [begin, end) of the step's input into workspace.activations.
-  void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols, int group_size);
-  // normed[i] = RMSNorm of x's row rows(i), quantized for `group_size` unless 0.
+  // Rounds rows [begin, end) of x, [num_rows, cols], into workspace.activations.
+  void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols, const InputForm& form);
+  // normed[i] = RMSNorm of x's row rows(i), in `form` too.
   template <typename RowOf>
   void NormAndQuantize(FloatRows x, const std::vector<float>& weight, int64_t num_rows,
-                       int group_size, RowOf row_of);
+                       const InputForm& form, RowOf row_of);
   // y (+)= x * w^T + bias of every product; all take the same x, [num_rows, cols].
-  // `quantized_group_size`: how workspace.activations are quantized already, 0: not.
-  void Multiply(FloatRows x, int64_t num_rows, int quantized_group_size, bool accumulate,
+  // `quantized`: the form in which workspace.activations hold x already.
+  void Multiply(FloatRows x, int64_t num_rows, const InputForm& quantized, bool accumulate,
                 std::initializer_list<Product> products);
   void MultiplyRows(const Product& product, FloatRows x, int64_t num_rows, int row_begin,
                     int row_end, bool accumulate);

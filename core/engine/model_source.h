@@ -24,14 +24,17 @@ using MatrixView = std::variant<PackedMatrix, DenseMatrix>;
 
 // What packed matrices are multiplied with and as.
 enum class Precision {
-  kInt8,   // activations as int8 in groups: fast
+  // Activations as int8 in groups, but as int16 in the first and the last block and the head, where
+  // rounding costs most: docs/performance.md, Precision.
+  kMixed,
+  kInt8,   // activations as int8 in groups
   kInt16,  // activations as int16 in groups: closer to the floats than half floats are
   kFloat,  // packed matrices as the floats they mean, without rounding of activations: the
            // yardstick
 };
 
 struct LoadOptions {
-  Precision precision = Precision::kInt8;
+  Precision precision = Precision::kMixed;
 };
 
 // Read once, at load. A view is valid until the next call.

@@ -91,6 +91,15 @@ class Prepacker {
   Prepacker(const ModelSource& source, Precision precision, const kernels::KernelTable& kernels)
       : source_(source), precision_(precision), kernels_(kernels) {}
 
+  // Of the matrices read next. at_an_end: they belong to the first or the last block, or are the
+  // head.
+  void SetActivations(bool at_an_end) {
+    const bool int16 =
+        precision_ == Precision::kInt16 || (precision_ == Precision::kMixed && at_an_end);
+    activations_ =
+        int16 ? kernels::ActivationPrecision::kInt16 : kernels::ActivationPrecision::kInt8;
+  }
+
   absl::Status ReadMatrix(const std::string& name, int rows, int cols, CpuLinear& out) {
     ASSIGN_OR_RETURN(const MatrixView view, source_.Matrix(name));
     if (const auto* packed = std::get_if<PackedMatrix>(&view);
@@ -166,6 +175,9 @@ class Prepacker {
     Prepack(kernels_, w, out.storage.data());
     out.matrix = Describe(w);
     out.matrix.data = out.storage.data();
+    if (out.matrix.bits != 0) {
+      out.input = {.group_size = out.matrix.group_size, .precision = activations_};
+    }
     size_bytes_ += static_cast<int64_t>(out.storage.size_bytes());
     return absl::OkStatus();
   }
@@ -173,6 +185,7 @@ class Prepacker {
   const ModelSource& source_;
   const Precision precision_;
   const kernels::KernelTable& kernels_;
+  kernels::ActivationPrecision activations_ = kernels::ActivationPrecision::kInt8;
   int64_t size_bytes_ = 0;
 };
 
@@ -184,13 +197,13 @@ absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision p
   CpuWeights weights;
   weights.config = source.config();
   const ModelConfig& config = weights.config;
-  if (precision == Precision::kInt16) {
-    weights.activations = kernels::ActivationPrecision::kInt16;
-  }
   Prepacker prepacker(source, precision, kernels);
+  prepacker.SetActivations(/*at_an_end=*/true);  // the head, when it is the embedding
   RETURN_IF_ERROR(prepacker.ReadMatrix(std::string(kEmbeddingName), config.vocab_size,
                                        config.hidden_size, weights.embedding));
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+  const int last_layer = config.num_hidden_layers - 1;
+  for (int layer = 0; layer <= last_layer; ++layer) {
+    prepacker.SetActivations(/*at_an_end=*/layer == 0 || layer == last_layer);
     ASSIGN_OR_RETURN(CpuBlock block, prepacker.ReadBlock(layer));
     weights.blocks.push_back(std::move(block));
   }

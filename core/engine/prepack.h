@@ -14,14 +14,21 @@
 
 namespace quern {
 
+// How a matrix takes its input: rounded to integers in groups, or with group_size 0 as floats.
+struct InputForm {
+  int group_size = 0;
+  kernels::ActivationPrecision precision = kernels::ActivationPrecision::kInt8;
+
+  bool is_float() const { return group_size == 0; }
+  bool operator==(const InputForm&) const = default;
+};
+
 // y = x * matrix^T + bias.
 struct CpuLinear {
   kernels::PrepackedMatrix matrix;  // into `storage`
   AlignedBuffer storage;
   std::vector<float> bias;  // [rows] or empty
-
-  // Of the activations it multiplies; 0 when it takes floats.
-  int group_size() const { return matrix.bits == 0 ? 0 : matrix.group_size; }
+  InputForm input;
 };
 
 struct CpuBlock {
@@ -34,8 +41,6 @@ struct CpuBlock {
 
 struct CpuWeights {
   ModelConfig config;
-  // Of what packed matrices are multiplied with.
-  kernels::ActivationPrecision activations = kernels::ActivationPrecision::kInt8;
   CpuLinear embedding;
   CpuLinear untied_head;          // empty when the head is the embedding
   std::vector<float> final_norm;  // [hidden_size]

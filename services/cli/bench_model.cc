@@ -27,7 +27,7 @@ struct ModelOptions {
   std::string shape;
   QuantFormat format;
   std::string kernels;
-  Precision precision = Precision::kInt8;
+  Precision precision = Precision::kMixed;
   std::vector<int> prompt_tokens = {128};
   std::vector<int> batch = {1};
   int output_tokens = 64;

@@ -27,8 +27,8 @@ struct EvalOptions {
   std::vector<std::string> models;
   std::string source;
   std::string text;
-  Precision precision = Precision::kInt8;
-  Precision source_precision = Precision::kInt8;
+  Precision precision = Precision::kMixed;
+  Precision source_precision = Precision::kMixed;
   int chunk_tokens = 512;
   int max_chunks = 40;
   int threads = 0;

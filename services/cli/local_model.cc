@@ -58,13 +58,17 @@ absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path
 
 void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
                   Precision& precision) {
-  static const std::map<std::string, Precision> kNames = {
-      {"int8", Precision::kInt8}, {"int16", Precision::kInt16}, {"float", Precision::kFloat}};
+  static const std::map<std::string, Precision> kNames = {{"mixed", Precision::kMixed},
+                                                          {"int8", Precision::kInt8},
+                                                          {"int16", Precision::kInt16},
+                                                          {"float", Precision::kFloat}};
   app.add_option_function<std::string>(
          name, [&precision](const std::string& value) { precision = kNames.at(value); },
-         "activations: int8 or int16 in groups, or float; " + of_what)
-      ->check(CLI::IsMember({"int8", "int16", "float"}))
-      ->default_str("int8");
+         "activations: int8 or int16 in groups, float, or int8 but int16 in first and last block "
+         "and head; " +
+             of_what)
+      ->check(CLI::IsMember({"mixed", "int8", "int16", "float"}))
+      ->default_str("mixed");
 }
 
 }  // namespace quern::cli

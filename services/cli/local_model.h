@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
 absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path,
                                           const LoadOptions& options = {});
 
-// An option with the values int8, int16 and float.
+// An option with the values mixed, int8, int16 and float.
 void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
                   Precision& precision);
 

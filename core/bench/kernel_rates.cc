@@ -70,11 +70,13 @@ class Measurer {
     return w;
   }
 
-  // `multiply(weights, row_begin, row_end)` for all rows of all copies, shared by rows.
-  void Report(const std::string& name, int num_tokens, const Weights& weights, bool is_packed,
+  // `multiply(weights, row_begin, row_end)` for all rows of all copies, shared by rows, with
+  // `planes` products of bytes (0: of floats) for each weight and token.
+  void Report(const std::string& name, int num_tokens, const Weights& weights, int planes,
               const std::function<void(const uint8_t*, int, int)>& multiply) {
     const int64_t blocks = options_.rows / kRowBlock;
-    const double operations = 2.0 * options_.rows * options_.cols * num_tokens;
+    const double operations =
+        2.0 * std::max(1, planes) * options_.rows * options_.cols * num_tokens;
     const auto kernel = [&] {
       pool_.ParallelFor(blocks, 1, [&](int64_t begin, int64_t end) {
         for (int i = 0; i < weights.copies; ++i) {
@@ -90,7 +92,7 @@ class Measurer {
           ReadOnAll(table_, pool_, weights.data.data(), weights.bytes_each * weights.copies);
         });
       }
-      return operations / PeakRate(is_packed);
+      return operations / PeakRate(/*is_packed=*/planes > 0);
     };
     const InTurns measured = Measure(options_.repetitions, kernel, limit);
     on_rate_({.name = name,
@@ -104,7 +106,8 @@ class Measurer {
               .bound_by_memory = by_memory});
   }
 
-  absl::Status Packed(int bits, int group_size, int num_tokens) {
+  absl::Status Packed(int bits, int group_size, kernels::ActivationPrecision precision,
+                      const std::string& name, int num_tokens) {
     const int rows = options_.rows;
     const int cols = options_.cols;
     PackedMatrix w{.rows = rows, .cols = cols, .bits = bits, .group_size = group_size};
@@ -120,7 +123,8 @@ class Measurer {
     ASSIGN_OR_RETURN(const Weights weights,
                      Repeat(static_cast<int64_t>(table_.prepacked_bytes(w)), num_tokens,
                             [&](uint8_t* out) { table_.prepack(w, 0, rows, out); }));
-    const kernels::ActivationFormat format{.cols = cols, .group_size = group_size};
+    const kernels::ActivationFormat format{
+        .cols = cols, .group_size = group_size, .precision = precision};
     const std::vector<float> x = RandomFloats(int64_t{num_tokens} * cols);
     ASSIGN_OR_RETURN(
         AlignedBuffer activations,
@@ -128,7 +132,7 @@ class Measurer {
                                 "the activations"));
     table_.quantize_activations(format, x.data(), cols, 0, num_tokens, activations.data());
     std::vector<float> y(int64_t{num_tokens} * rows);
-    Report(absl::StrCat("w", bits, "g", group_size), num_tokens, weights, /*is_packed=*/true,
+    Report(name, num_tokens, weights, precision == kernels::ActivationPrecision::kInt16 ? 2 : 1,
            [&](const uint8_t* data, int begin, int end) {
              const PrepackedMatrix m{
                  .rows = rows, .cols = cols, .bits = bits, .group_size = group_size, .data = data};
@@ -153,11 +157,10 @@ class Measurer {
                             [&](uint8_t* out) { table_.prepack_dense(w, 0, rows, out); }));
     const std::vector<float> x = RandomFloats(int64_t{num_tokens} * cols);
     std::vector<float> y(int64_t{num_tokens} * rows);
-    Report(name, num_tokens, weights, /*is_packed=*/false,
-           [&](const uint8_t* data, int begin, int end) {
-             const PrepackedMatrix m{.rows = rows, .cols = cols, .dense_type = type, .data = data};
-             table_.matmul_dense(m, x.data(), cols, num_tokens, begin, end, false, y.data(), rows);
-           });
+    Report(name, num_tokens, weights, /*planes=*/0, [&](const uint8_t* data, int begin, int end) {
+      const PrepackedMatrix m{.rows = rows, .cols = cols, .dense_type = type, .data = data};
+      table_.matmul_dense(m, x.data(), cols, num_tokens, begin, end, false, y.data(), rows);
+    });
     return absl::OkStatus();
   }
 
@@ -227,8 +230,14 @@ class Measurer {
     for (const int num_tokens : {1, 8, 512}) {
       for (const int bits : {2, 3, 4, 8}) {
         for (const int group_size : {64, 128}) {
-          if (!wanted(absl::StrCat("w", bits, "g", group_size))) continue;
-          RETURN_IF_ERROR(Packed(bits, group_size, num_tokens));
+          for (const auto& [precision, suffix] :
+               {std::pair{kernels::ActivationPrecision::kInt8, ""},
+                std::pair{kernels::ActivationPrecision::kInt16, "a16"}}) {
+            const std::string name = absl::StrCat("w", bits, "g", group_size, suffix);
+            if (wanted(name)) {
+              RETURN_IF_ERROR(Packed(bits, group_size, precision, name, num_tokens));
+            }
+          }
         }
       }
       using Type = DenseMatrix::Type;
@@ -243,9 +252,9 @@ class Measurer {
       }
     }
     if (any) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat("no kernel's name contains \"", options_.filter,
-                     "\"; they are w2g64 to w8g128, f32, f16, bf16 and attention"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "no kernel's name contains \"", options_.filter,
+        "\"; they are w2g64 to w8g128, the same with a16, f32, f16, bf16 and attention"));
   }
 
  private:

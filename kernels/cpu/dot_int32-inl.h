@@ -5,6 +5,9 @@ constexpr int kPlanes = 1;
 template <int /*kBits*/>
 constexpr int kChunksPerJoin = 1 << 30;  // the sums of a whole group fit (kMaxGroupSize)
 
+template <int /*kBits*/>
+constexpr bool kSpillsPartials = false;
+
 // As in dot_int16-inl.h. The sum is the total itself; a token alone has too few of them to keep
 // the multipliers busy, so its odd steps get a sum of their own.
 template <int kBits, bool kAlone>

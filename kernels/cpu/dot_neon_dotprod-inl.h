@@ -10,6 +10,9 @@ QUERN_INLINE RowInts DotBytes(RowBytes codes, RowBytes activations, RowInts sum)
   return vdotq_s32(sum, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(activations));
 }
 
+template <int /*kBits*/>
+constexpr bool kSpillsPartials = false;
+
 // As in dot_int16-inl.h; the first sum is the total itself.
 template <int kBits, bool kAlone>
 struct DotSum {

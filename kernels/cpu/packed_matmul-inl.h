@@ -196,6 +196,9 @@ QUERN_INLINE void MultiplyGroup(const uint8_t* codes, int num_chunks, int first_
     for (auto& sum : partial) {
       for (auto& v : sum) v.Clear();
     }
+    if constexpr (kSpillsPartials<L::kBits> && L::kActivationPlanes == 2) {
+      asm volatile("" : "+m"(total));
+    }
     const int end = MinInt(num_chunks - chunk, kChunksPerJoin<L::kBits>) + chunk;
     for (; chunk < end; ++chunk, codes += kChunkBytes, a += kChunk) {
       if constexpr (!L::kPanel) {

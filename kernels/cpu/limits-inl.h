@@ -26,11 +26,12 @@ int64_t MultiplyBytes(const uint8_t* operands, int64_t rounds) {
       reinterpret_cast<const int8_t*>(operands + kChunks * kPanelChunkBytes<2>);
   using L = Loop<2, /*kPanel=*/true, kMaxTokens<1>, /*kActivationPlanes=*/1, kVectors>;
   L::Totals total;
+  const uint8_t* ahead = nullptr;
   for (auto& token : total) {
     for (RowInts& v : token) v = SetRowInts(0);
   }
   for (int64_t i = 0; i < rounds; ++i) {
-    MultiplyGroup<L>(operands, kChunks, 0, activations, {kRecordBytes, 0}, total);
+    MultiplyGroup<L>(operands, kChunks, 0, ahead, activations, {kRecordBytes, 0}, total);
     asm volatile("" : : "r"(total) : "memory");
   }
   return rounds * kChunks * kChunk * kMaxTokens<1> * kVectors * kRowsPerVector * 2;

@@ -20,6 +20,10 @@ constexpr size_t kFarPrefetch = 16384;
 
 constexpr int kVectorsPerBlock = kRowBlock / kRowsPerVector;
 
+// Lines of the weight stream that each chunk of products with a panel fetches for the next panel:
+// memory would rest meanwhile.
+constexpr int kLinesAhead = kRowsPerVector / 4;
+
 // Tokens that share codes in registers: as many sums as there are registers for. Unpacking takes
 // some of them, and tokens of two planes have two sums.
 template <int kActivationPlanes>
@@ -94,11 +98,10 @@ template <int kBits>
 void UnpackGroups(const TileLayout& tiles, const uint8_t* tile, int begin, int end,
                   uint8_t* panel) {
   for (int group = begin; group < end; ++group) {
-    Prefetch(tile, kNearPrefetch, kFarPrefetch);
     tile += tiles.header_bytes;
     for (int chunk = 0; chunk < tiles.groups.chunks(group); ++chunk) {
       for (int i = 0; i < tiles.chunk_bytes; i += 64) {
-        Prefetch(tile + i, kNearPrefetch, kFarPrefetch);
+        __builtin_prefetch(tile + i + kNearPrefetch);
       }
       UnpackChunk<kBits>(tile, panel);
       tile += tiles.chunk_bytes;
@@ -118,6 +121,7 @@ struct BlockProduct {
   int group_end;
   const uint8_t* tile;    // of group_begin
   const uint8_t* panel;   // of group_begin, or null
+  const uint8_t** ahead;  // with a panel: the weights to fetch meanwhile, moved on; or null
   const uint8_t* record;  // of the first token
   bool accumulate;
   float* y;  // of the block's first row
@@ -187,8 +191,8 @@ QUERN_INLINE void MultiplyChunk(const uint8_t* chunk, int first_vector, const in
 // Adds code * a over the `num_chunks` chunks of one group to `total`.
 template <typename L>
 QUERN_INLINE void MultiplyGroup(const uint8_t* codes, int num_chunks, int first_vector,
-                                const int8_t* a, const ActivationStrides& strides,
-                                typename L::Totals& total) {
+                                const uint8_t*& ahead, const int8_t* a,
+                                const ActivationStrides& strides, typename L::Totals& total) {
   constexpr int kChunkBytes =
       L::kPanel ? kPanelChunkBytes<L::kBits> : kRowBlock * kChunk / 8 * L::kBits;
   for (int chunk = 0; chunk < num_chunks;) {
@@ -203,6 +207,8 @@ QUERN_INLINE void MultiplyGroup(const uint8_t* codes, int num_chunks, int first_
     for (; chunk < end; ++chunk, codes += kChunkBytes, a += kChunk) {
       if constexpr (!L::kPanel) {
         for (int i = 0; i < kChunkBytes; i += 64) Prefetch(codes + i, kNearPrefetch, kFarPrefetch);
+      } else if (ahead != nullptr) {
+        for (int i = 0; i < kLinesAhead; ++i, ahead += 64) __builtin_prefetch(ahead, 0, 2);
       }
       MultiplyChunk<L>(codes, first_vector, a, strides, partial, total);
     }
@@ -242,6 +248,7 @@ void MultiplyRows(const BlockProduct& p, int first_vector) {
   const int64_t sums_bytes = int64_t{p.layout.groups.count} * 4;
   const uint8_t* tile = p.tile;
   const uint8_t* panel = p.panel;
+  const uint8_t* ahead = L::kPanel && p.ahead != nullptr ? *p.ahead : nullptr;
   for (int group = p.group_begin; group < p.group_end; ++group, scale_offset += 4) {
     const int chunks = p.layout.groups.chunks(group);
     if constexpr (!L::kPanel) {
@@ -262,7 +269,7 @@ void MultiplyRows(const BlockProduct& p, int first_vector) {
       }
     }
     tile += p.tiles.header_bytes;
-    MultiplyGroup<L>(L::kPanel ? panel : tile, chunks, first_vector, a, strides, total);
+    MultiplyGroup<L>(L::kPanel ? panel : tile, chunks, first_vector, ahead, a, strides, total);
     tile += int64_t{chunks} * p.tiles.chunk_bytes;
     if constexpr (L::kPanel) panel += chunks * kPanelChunkBytes<L::kBits>;
     a += chunks * kChunk;
@@ -281,6 +288,7 @@ void MultiplyRows(const BlockProduct& p, int first_vector) {
   for (int t = 0; t < kTokens; ++t) {
     for (int v = 0; v < kVectors; ++v) Store(out[t][v], y + t * p.y_stride + kRowsPerVector * v);
   }
+  if (ahead != nullptr) *p.ahead = ahead;
 }
 
 // All 32 rows of the block for kTokens tokens.
@@ -344,6 +352,7 @@ void MultiplyTiles(const PrepackedMatrix& w, const uint8_t* activations, int num
                                     .group_end = layout.groups.count,
                                     .tile = w.data + row / kRowBlock * tiles.block_bytes(),
                                     .panel = nullptr,
+                                    .ahead = nullptr,
                                     .record = activations + token * layout.record_bytes,
                                     .accumulate = accumulate,
                                     .y = out,
@@ -363,6 +372,7 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
   const ActivationLayout layout({w.cols, w.group_size, kPrecision<kActivationPlanes>});
   const int full_chunks = layout.groups.full_chunks;
   const int groups_per_panel = MaxInt(1, kPanelChunks / full_chunks);
+  const int64_t tile_bytes = tiles.header_bytes + int64_t{full_chunks} * tiles.chunk_bytes;
   alignas(64) uint8_t panel[kMaxPanelChunks * kPanelChunkBytes<kBits>];
   alignas(64) float sums[kMaxPanelPass][kRowBlock];
   for (int pass = 0; pass < num_tokens;) {
@@ -379,6 +389,8 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
       for (int group = 0; group < layout.groups.count; group += groups_per_panel) {
         const int group_end = MinInt(group + groups_per_panel, layout.groups.count);
         UnpackGroups<kBits>(tiles, tile, group, group_end, panel);
+        const uint8_t* next = tile + int64_t{groups_per_panel} * tile_bytes;
+        const uint8_t* ahead = next;
         for (int token = 0; token < pass_tokens;) {
           const int tokens = NextTokens(pass_tokens - token, kMaxTokens<kActivationPlanes>);
           MultiplyTokens<kBits, /*kPanel=*/true, kActivationPlanes>(
@@ -389,14 +401,14 @@ void MultiplyByPanels(const PrepackedMatrix& w, const uint8_t* activations, int 
                        .group_end = group_end,
                        .tile = tile,
                        .panel = panel,
+                       .ahead = ahead < next + groups_per_panel * tile_bytes ? &ahead : nullptr,
                        .record = activations + (pass + token) * layout.record_bytes,
                        .accumulate = accumulate || group > 0,
                        .y = sums[token],
                        .y_stride = kRowBlock});
           token += tokens;
         }
-        tile += int64_t{groups_per_panel} *
-                (tiles.header_bytes + int64_t{full_chunks} * tiles.chunk_bytes);
+        tile = next;
       }
       for (int t = 0; t < pass_tokens; ++t) {
         __builtin_memcpy(out + t * y_stride, sums[t], row_bytes);

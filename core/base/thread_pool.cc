@@ -1,7 +1,9 @@
 #include "core/base/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -19,6 +21,10 @@ namespace {
 // anything that waits for a client.
 constexpr int kSpins = 2000;
 
+// Of a slice. Enough that a thread that is held up costs little, few enough that each reads a long
+// run of memory.
+constexpr int kChunks = 8;
+
 void Relax() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -29,56 +35,83 @@ void Relax() {
 
 }  // namespace
 
+// A region is cut into a slice for each thread, a slice into chunks. A thread takes the chunks of
+// its own slice one after the other, then helps with those of others; the region is over when all
+// are done, so nobody waits for a thread that the system has not let run.
 struct ThreadPool::State {
   using Body = absl::FunctionRef<void(int64_t, int64_t)>;
 
-  explicit State(int threads) : num_threads(threads) {}
+  // In units of a grain. `next` has the region's number in its upper half, so that a thread that
+  // comes late takes nothing of a region that it has not seen; once a chunk is taken, its region
+  // cannot end, and what is said of it stays.
+  struct alignas(64) Slice {
+    std::atomic<uint64_t> next{0};
+    std::atomic<uint32_t> end{0};
+    std::atomic<uint32_t> chunk{1};
+  };
 
-  // Range of `thread` when [0, count) is split in runs of whole grains.
+  explicit State(int threads) : num_threads(threads), slices(threads) {}
+
   void Run(int thread) {
-    const int64_t grains = (count + grain - 1) / grain;
-    const int64_t begin = grains * thread / num_threads * grain;
-    const int64_t end = std::min(count, grains * (thread + 1) / num_threads * grain);
-    if (begin < end) (*body)(begin, end);
+    for (int i = 0; i < num_threads; ++i) RunSlice(slices[(thread + i) % num_threads]);
+  }
+
+  void RunSlice(Slice& slice) {
+    uint64_t next = slice.next.load(std::memory_order_acquire);
+    while (true) {
+      const auto begin = static_cast<uint32_t>(next);
+      const uint32_t end = slice.end.load(std::memory_order_relaxed);
+      if (begin >= end) return;
+      const uint32_t size = std::min(slice.chunk.load(std::memory_order_relaxed), end - begin);
+      if (!slice.next.compare_exchange_weak(next, next + size, std::memory_order_acq_rel,
+                                            std::memory_order_acquire)) {
+        continue;
+      }
+      (*body)(begin * grain, std::min(count, (int64_t{begin} + size) * grain));
+      grains_left.fetch_sub(size, std::memory_order_release);
+      next += size;
+    }
   }
 
   void Work(int thread) {
-    uint64_t seen = 0;
+    uint32_t seen = 0;
     while (true) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen;
-           ++spin) {
+      for (int spin = 0; spin < kSpins && region.load(std::memory_order_acquire) == seen; ++spin) {
         Relax();
       }
-      if (generation.load(std::memory_order_acquire) == seen) {
+      if (region.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
+        ++num_asleep;
+        wake.wait(lock, [&] { return region.load() != seen; });
+        --num_asleep;
       }
-      seen = generation.load(std::memory_order_acquire);
-      if (stopping) return;
+      seen = region.load(std::memory_order_acquire);
+      if (stopping.load(std::memory_order_acquire)) return;
       Run(thread);
-      pending.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  // Makes workers see a new generation, also those asleep.
-  void Advance() {
-    {
-      std::lock_guard<std::mutex> lock(mutex);
-      generation.fetch_add(1, std::memory_order_release);
-    }
+  // Makes workers see `next_region`, also those asleep: they say that they are before they look
+  // at the region's number for the last time.
+  void Announce(uint32_t next_region) {
+    region.store(next_region);
+    if (num_asleep.load() == 0) return;
+    { const std::lock_guard<std::mutex> lock(mutex); }
     wake.notify_all();
   }
 
   const int num_threads;
+  std::vector<Slice> slices;
   std::mutex mutex;
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<int> pending{0};
-  // Written by the caller before a generation begins, read by workers after they saw it.
-  bool stopping = false;
+  std::atomic<int> num_asleep{0};
+  std::atomic<uint32_t> region{0};
+  std::atomic<bool> stopping{false};
+  // Of the region: written before its slices are.
   int64_t count = 0;
   int64_t grain = 1;
   const Body* body = nullptr;
+  std::atomic<int64_t> grains_left{0};
   std::vector<std::thread> threads;
 };
 
@@ -91,7 +124,7 @@ ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>(num_thr
 
 ThreadPool::~ThreadPool() {
   state_->stopping = true;
-  state_->Advance();
+  state_->Announce(state_->region + 1);
   for (std::thread& thread : state_->threads) thread.join();
 }
 
@@ -104,13 +137,27 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain,
     body(0, count);
     return;
   }
-  state_->count = count;
-  state_->grain = grain;
-  state_->body = &body;
-  state_->pending.store(state_->num_threads - 1, std::memory_order_relaxed);
-  state_->Advance();
-  state_->Run(0);
-  for (int spin = 0; state_->pending.load(std::memory_order_acquire) != 0; ++spin) {
+  State& state = *state_;
+  const int64_t grains = (count + grain - 1) / grain;
+  CHECK(grains <= std::numeric_limits<int32_t>::max()) << "grains=" << grains;
+  state.count = count;
+  state.grain = grain;
+  state.body = &body;
+  state.grains_left.store(grains, std::memory_order_relaxed);
+  const uint32_t region = state.region.load(std::memory_order_relaxed) + 1;
+  for (int thread = 0; thread < state.num_threads; ++thread) {
+    State::Slice& slice = state.slices[thread];
+    const int64_t begin = grains * thread / state.num_threads;
+    const int64_t end = grains * (thread + 1) / state.num_threads;
+    slice.end.store(static_cast<uint32_t>(end), std::memory_order_relaxed);
+    slice.chunk.store(static_cast<uint32_t>(std::max<int64_t>(1, (end - begin) / kChunks)),
+                      std::memory_order_relaxed);
+    slice.next.store(uint64_t{region} << 32 | static_cast<uint32_t>(begin),
+                     std::memory_order_release);
+  }
+  state.Announce(region);
+  state.Run(0);
+  for (int spin = 0; state.grains_left.load(std::memory_order_acquire) != 0; ++spin) {
     // With fewer cores than threads, spinning would keep the worker from running.
     if (spin < kSpins) {
       Relax();

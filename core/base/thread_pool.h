@@ -8,7 +8,8 @@
 
 namespace quern {
 
-// A fixed team for short parallel regions: workers spin briefly between regions, then sleep.
+// A fixed team for short parallel regions: workers spin briefly between regions, then sleep. Who is
+// done helps the others.
 // One region at a time; call from one thread.
 class ThreadPool {
  public:
@@ -21,8 +22,7 @@ class ThreadPool {
   int num_threads() const;
 
   // Calls body(begin, end) for disjoint ranges that together are [0, count), every range but the
-  // last a multiple of `grain`; returns when all are done. The split depends on `count`, `grain`
-  // and the number of threads alone.
+  // last a multiple of `grain`; returns when all are done. Several ranges may go to one thread.
   void ParallelFor(int64_t count, int64_t grain,
                    absl::FunctionRef<void(int64_t begin, int64_t end)> body);
 

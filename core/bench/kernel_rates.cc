@@ -78,12 +78,13 @@ class Measurer {
     const double operations =
         2.0 * std::max(1, planes) * options_.rows * options_.cols * num_tokens;
     const auto kernel = [&] {
-      pool_.ParallelFor(blocks, 1, [&](int64_t begin, int64_t end) {
-        for (int i = 0; i < weights.copies; ++i) {
+      // One region each, as the matrices of a model have.
+      for (int i = 0; i < weights.copies; ++i) {
+        pool_.ParallelFor(blocks, 1, [&](int64_t begin, int64_t end) {
           multiply(weights.data.data() + i * weights.bytes_each,
                    static_cast<int>(begin * kRowBlock), static_cast<int>(end * kRowBlock));
-        }
-      });
+        });
+      }
     };
     const bool by_memory = num_tokens == 1;
     const auto limit = [&] {

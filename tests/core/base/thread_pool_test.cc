@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <thread>
 #include <vector>
 
 namespace quern {
@@ -32,6 +33,22 @@ TEST(ThreadPoolTest, RegionsFollowEachOther) {
     });
   }
   for (int64_t value : values) EXPECT_EQ(value, 2000);
+}
+
+TEST(ThreadPoolTest, NobodyWaitsForAThreadThatHasNothing) {
+  // The first chunk to run holds its thread until all others are done: by another thread.
+  ThreadPool pool(2);
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<int> done = 0;
+    std::atomic<bool> is_first = true;
+    pool.ParallelFor(64, 1, [&](int64_t begin, int64_t end) {
+      if (is_first.exchange(false)) {
+        while (done < 64 - (end - begin)) std::this_thread::yield();
+      }
+      done += static_cast<int>(end - begin);
+    });
+    EXPECT_EQ(done, 64);
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,6 +33,9 @@ struct EngineOptions {
   // Memory for KV pages of each model; requests wait for free pages beyond it. A model whose
   // whole context does not fit is served with the context that does; see ModelInfo.
   int64_t kv_cache_bytes = int64_t{1} << 30;
+  // Whether the keys and values of a prompt's beginning are used again by later requests that begin
+  // alike (whole pages). Answers are the same, bit by bit.
+  bool prefix_cache = true;
   // Tokens of one step, prefill chunks and decode together: larger helps throughput, smaller
   // helps the time between tokens.
   int max_step_tokens = 512;
@@ -48,13 +52,23 @@ struct EngineOptions {
 struct SamplingParams {
   float temperature = 0;  // 0: greedy
   int top_k = 0;          // 0: no limit
+  float typical_p = 1;    // in (0, 1]
   float top_p = 1;        // in (0, 1]
   float min_p = 0;        // in [0, 1)
+  // On tokens of the prompt and the answer; in [0.01, 100], 1: none.
+  float repetition_penalty = 1;
+  // On tokens of the answer: once, and for each time; in [-100, 100].
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  // Added to the logits of these ids; at most 1024, each in [-100, 100].
+  std::map<int32_t, float> logit_bias;
   // Same seed, model and prompt give the same text whatever else runs. Unset: chosen by the engine
   // and reported.
   std::optional<uint64_t> seed;
   absl::Status Validate() const;
 };
+
+inline constexpr int kMaxLogprobs = 20;
 
 enum class FinishReason {
   kEndOfText,
@@ -68,12 +82,20 @@ struct GenerationRequest {
   SamplingParams sampling;
   // 0: up to the model's context.
   int max_output_tokens = 0;
+  // As long as the answer is shorter, neither end-of-text ids nor stop_ids are drawn.
+  int min_output_tokens = 0;
+  // Log-probabilities, handed to OnLogprobs: of each token of the answer, and of this many most
+  // probable ones beside it, at most kMaxLogprobs. Unset: none.
+  std::optional<int> num_logprobs;
   // At most 4, each 1 to 64 bytes of UTF-8. The text ends before the first match.
   std::vector<std::string> stop_sequences;
   // Sampling goes on through end-of-text tokens (calibration wants full lengths).
   bool ignore_end_of_text = false;
   // Ids that end the text beside the model's own end-of-text ids (a chat format's).
   std::vector<int32_t> stop_ids;
+  // Requests with the same key share what the prefix cache holds: that of a principal, so that
+  // nobody can find out by timing what another one asked.
+  std::string prefix_cache_key;
   // Expired requests are dropped with DEADLINE_EXCEEDED, also while queued.
   absl::Time deadline = absl::InfiniteFuture();
 };
@@ -83,10 +105,17 @@ struct GenerationResult {
   std::string matched_stop_sequence;
   uint64_t seed = 0;
   int prompt_tokens = 0;
-  int output_tokens = 0;  // ids handed to OnTokens
+  int cached_prompt_tokens = 0;  // of these, found in the prefix cache
+  int output_tokens = 0;         // ids handed to OnTokens
   absl::Duration queue_duration;
   absl::Duration time_to_first_token;
   absl::Duration total_duration;
+};
+
+// Of the model's own distribution: before temperature, penalties and limits.
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;  // natural
 };
 
 // Where the tokens of one request go. Called from the engine thread, so implementations must be
@@ -98,6 +127,10 @@ class TokenSink {
   // sequence is held back). `ids` is empty when only held text comes; `text` may be empty. The
   // end-of-text id is not handed over unless ignore_end_of_text asks for it.
   virtual void OnTokens(absl::Span<const int32_t> ids, absl::string_view text) = 0;
+  // Before OnTokens of `token`, when the request asks for it. `most_probable`: num_logprobs of
+  // them, the most probable first.
+  virtual void OnLogprobs(const TokenLogprob& /*token*/,
+                          absl::Span<const TokenLogprob> /*most_probable*/) {}
   // Called exactly once, last. OK with a result, or why the request failed or was cancelled:
   // CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (the engine stops) or INTERNAL. Stats() counts the
   // request as ended by then, its pages are free and its place in the queue is too.
@@ -128,10 +161,12 @@ struct EngineStats {
   int64_t kv_pages_used = 0;
   int64_t kv_pages_total = 0;
   int64_t steps = 0;
-  int64_t prompt_tokens = 0;     // prefilled
-  int64_t generated_tokens = 0;  // sampled
-  int64_t discarded_tokens = 0;  // computed for requests that did not end well
-  int64_t preemptions = 0;       // sequences that lost their pages and were computed again
+  int64_t kv_pages_cached = 0;       // not used, but still found by their tokens
+  int64_t prompt_tokens = 0;         // prefilled
+  int64_t cached_prompt_tokens = 0;  // found in the prefix cache instead
+  int64_t generated_tokens = 0;      // sampled
+  int64_t discarded_tokens = 0;      // computed for requests that did not end well
+  int64_t preemptions = 0;           // sequences that lost their pages and were computed again
   absl::Time last_step_time = absl::InfinitePast();
 };
 

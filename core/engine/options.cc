@@ -10,6 +10,8 @@
 namespace quern {
 namespace {
 
+constexpr size_t kMaxLogitBiases = 1024;
+
 absl::Status OutOfRange(absl::string_view field, const auto& found, absl::string_view wanted) {
   return absl::InvalidArgumentError(absl::StrCat(field, " is ", found, ", wanted ", wanted));
 }
@@ -48,8 +50,29 @@ absl::Status SamplingParams::Validate() const {
     return OutOfRange("temperature", temperature, "0 to 100");
   }
   if (top_k < 0) return OutOfRange("top_k", top_k, "0 (no limit) or more");
+  if (!(typical_p > 0 && typical_p <= 1)) {
+    return OutOfRange("typical_p", typical_p, "more than 0, at most 1");
+  }
   if (!(top_p > 0 && top_p <= 1)) return OutOfRange("top_p", top_p, "more than 0, at most 1");
   if (!(min_p >= 0 && min_p < 1)) return OutOfRange("min_p", min_p, "0 or more, less than 1");
+  if (!(repetition_penalty >= 0.01f && repetition_penalty <= 100)) {
+    return OutOfRange("repetition_penalty", repetition_penalty, "0.01 to 100");
+  }
+  if (!(std::abs(presence_penalty) <= 100)) {
+    return OutOfRange("presence_penalty", presence_penalty, "-100 to 100");
+  }
+  if (!(std::abs(frequency_penalty) <= 100)) {
+    return OutOfRange("frequency_penalty", frequency_penalty, "-100 to 100");
+  }
+  if (logit_bias.size() > kMaxLogitBiases) {
+    return OutOfRange("the number of logit biases", logit_bias.size(),
+                      absl::StrCat("at most ", kMaxLogitBiases));
+  }
+  for (const auto& [id, bias] : logit_bias) {
+    if (!(std::abs(bias) <= 100)) {
+      return OutOfRange(absl::StrCat("the logit bias of token ", id), bias, "-100 to 100");
+    }
+  }
   return absl::OkStatus();
 }
 

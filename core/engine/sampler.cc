@@ -25,17 +25,25 @@ struct MoreProbable {
 
 // Id of the greatest logit, or -1 when a draw from these would mean nothing.
 int32_t ArgMax(absl::Span<const float> logits) {
-  float best = -std::numeric_limits<float>::infinity();
-  int32_t best_id = -1;
-  bool has_nan = false;
-  for (int32_t id = 0; id < static_cast<int32_t>(logits.size()); ++id) {
-    has_nan |= std::isnan(logits[id]);
-    if (logits[id] > best) {
-      best = logits[id];
-      best_id = id;
-    }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr size_t kLanes = 16;
+  // Lane by lane, which compilers turn into vectors; where the greatest lies is looked up after.
+  float best[kLanes];
+  std::fill_n(best, kLanes, -kInfinity);
+  uint32_t has_nan[kLanes] = {};
+  const size_t whole = logits.size() / kLanes * kLanes;
+  const auto take = [&](size_t lane, float logit) {
+    has_nan[lane] |= logit != logit ? 1u : 0u;
+    best[lane] = logit > best[lane] ? logit : best[lane];
+  };
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) take(lane, logits[i + lane]);
   }
-  return has_nan || best == std::numeric_limits<float>::infinity() ? -1 : best_id;
+  for (size_t i = whole; i < logits.size(); ++i) take(i - whole, logits[i]);
+  const float greatest = *std::max_element(best, best + kLanes);
+  if (std::find(has_nan, has_nan + kLanes, 1u) != has_nan + kLanes) return -1;
+  if (std::isinf(greatest)) return -1;
+  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), greatest) - logits.begin());
 }
 
 // Puts the `k` most probable ids of the vocabulary into `candidates`, in no order. Keeps at most
@@ -112,7 +120,92 @@ int32_t DrawFromAll(absl::Span<const float> weights, double sum, double uniform)
   return last;
 }
 
+// Shortens `candidates` to the fewest that reach `target` of the weights, those whose surprise
+// -log p is nearest to its mean over all of them first.
+void KeepTypical(absl::Span<const float> logits, absl::Span<const float> weights, float temperature,
+                 double target_share, std::vector<int32_t>& candidates) {
+  double sum = 0;
+  double mean = 0;  // of logit / temperature
+  for (int32_t id : candidates) {
+    if (weights[id] == 0) continue;
+    sum += weights[id];
+    mean += static_cast<double>(weights[id]) * (logits[id] / temperature);
+  }
+  mean /= sum;
+  const auto distance = [&](int32_t id) { return std::abs(logits[id] / temperature - mean); };
+  std::sort(candidates.begin(), candidates.end(), [&](int32_t a, int32_t b) {
+    const double da = distance(a), db = distance(b);
+    return da != db ? da < db : a < b;
+  });
+  double reached = 0;
+  size_t count = 0;
+  while (count < candidates.size() && reached < target_share * sum) {
+    reached += weights[candidates[count++]];
+  }
+  candidates.resize(std::max<size_t>(count, 1));
+}
+
+bool ChangesLogits(const SamplingParams& params, const DrawContext& context) {
+  return params.repetition_penalty != 1 || params.presence_penalty != 0 ||
+         params.frequency_penalty != 0 || !params.logit_bias.empty() || !context.excluded.empty();
+}
+
 }  // namespace
+
+void SamplerScratch::Reserve(int vocab_size) {
+  weights.reserve(vocab_size);
+  candidates.reserve(vocab_size);
+  logits.reserve(vocab_size);
+  counts.resize(vocab_size);
+}
+
+absl::Span<const float> AdjustLogits(absl::Span<const float> logits, const SamplingParams& params,
+                                     const DrawContext& context, SamplerScratch& scratch) {
+  if (!ChangesLogits(params, context)) return logits;
+  std::vector<float>& out = scratch.logits;
+  out.assign(logits.begin(), logits.end());
+  std::vector<int32_t>& counts = scratch.counts;
+  for (int32_t id : context.output) ++counts[id];
+  const auto repeat = [&](int32_t id) {
+    out[id] *= out[id] > 0 ? 1 / params.repetition_penalty : params.repetition_penalty;
+  };
+  for (int32_t id : context.output) {
+    if (counts[id] == 0) continue;  // done, further up
+    repeat(id);
+    out[id] -= params.presence_penalty + params.frequency_penalty * static_cast<float>(counts[id]);
+    counts[id] = 0;
+  }
+  if (params.repetition_penalty != 1) {
+    // Each id once, and those of the output not again.
+    for (int32_t id : context.output) counts[id] = 1;
+    for (int32_t id : context.prompt) {
+      if (counts[id]++ == 0) repeat(id);
+    }
+    for (int32_t id : context.output) counts[id] = 0;
+    for (int32_t id : context.prompt) counts[id] = 0;
+  }
+  for (const auto& [id, bias] : params.logit_bias) out[id] += bias;
+  for (int32_t id : context.excluded) out[id] = -std::numeric_limits<float>::infinity();
+  return out;
+}
+
+TokenLogprob Logprobs(absl::Span<const float> logits, int32_t id,
+                      absl::Span<TokenLogprob> most_probable, SamplerScratch& scratch) {
+  const float greatest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (float logit : logits) sum += std::exp(logit - greatest);
+  const double log_sum = greatest + std::log(sum);
+  const auto logprob = [&](int32_t i) {
+    return TokenLogprob{i, static_cast<float>(logits[i] - log_sum)};
+  };
+  if (!most_probable.empty()) {
+    KeepTopK(logits, static_cast<int>(most_probable.size()), scratch.candidates);
+    std::sort(scratch.candidates.begin(), scratch.candidates.end(), MoreProbable{logits});
+    std::transform(scratch.candidates.begin(), scratch.candidates.end(), most_probable.begin(),
+                   logprob);
+  }
+  return logprob(id);
+}
 
 double UniformAt(uint64_t seed, uint64_t index) {
   constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;
@@ -148,15 +241,26 @@ absl::StatusOr<int32_t> SampleToken(absl::Span<const float> logits, const Sampli
     for (int32_t id : candidates) sum += weigh(id);
   } else {
     for (size_t id = 0; id < vocab_size; ++id) sum += weigh(static_cast<int32_t>(id));
-    if (params.top_p == 1 && params.min_p == 0) return DrawFromAll(weights, sum, uniform);
+    if (params.typical_p == 1 && params.top_p == 1 && params.min_p == 0) {
+      return DrawFromAll(weights, sum, uniform);
+    }
     // Ids lighter than an even share of what top_p leaves out sum to less than that, so the others
     // reach top_p without them. Half of it, to be far from rounding.
+    // (What typical_p keeps is measured against all.)
     const double lightest =
-        std::max<double>(params.min_p, 0.5 * (1 - params.top_p) * sum / vocab_size);
+        params.typical_p < 1
+            ? 0
+            : std::max<double>(params.min_p, 0.5 * (1 - params.top_p) * sum / vocab_size);
     candidates.clear();
     for (size_t id = 0; id < vocab_size; ++id) {
       if (weights[id] >= lightest) candidates.push_back(static_cast<int32_t>(id));
     }
+  }
+  if (params.typical_p < 1) {
+    KeepTypical(logits, weights, params.temperature, params.typical_p, candidates);
+    std::sort(candidates.begin(), candidates.end());
+    sum = 0;
+    for (int32_t id : candidates) sum += weights[id];
   }
   if (params.top_p < 1) KeepTopP(logits, weights, params.top_p * sum, candidates);
   if (params.min_p > 0) {

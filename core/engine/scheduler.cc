@@ -44,11 +44,20 @@ void Scheduler::AdmitWaiting(absl::Time now) {
   while (!waiting_.empty() && num_running() < limits_.max_sequences && tokens_left_ > 0 &&
          logits_left_ > 0) {
     Sequence& sequence = *waiting_.front();
+    const bool first_time = sequence.admit_time == absl::InfiniteFuture();
+    sequence.num_computed = sequence.pages.TakeCached(sequence.tokens);
     // A page for each one that runs stays free, or the new one would soon be preempted.
     const int missing = PagesFor(sequence.num_tokens()) - sequence.pages.size();
-    if (!running_.empty() && missing + num_running() > pool_->num_free()) break;
-    if (!sequence.pages.GrowTo(PagesFor(sequence.num_tokens()))) break;
-    sequence.admit_time = std::min(sequence.admit_time, now);
+    if ((!running_.empty() && missing + num_running() > pool_->num_free()) ||
+        !sequence.pages.GrowTo(PagesFor(sequence.num_tokens()))) {
+      sequence.pages.Release();
+      sequence.num_computed = 0;
+      break;
+    }
+    if (first_time) {
+      sequence.admit_time = now;
+      sequence.num_cached = sequence.num_computed;
+    }
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
     Schedule(sequence);

@@ -29,8 +29,8 @@ struct ScheduledRun {
 // Decides what the next step of one model computes: continuous batching, first come first served.
 // Every running sequence in decode gets its token; what is left of the step goes to prefills in
 // pieces, and then to waiting sequences, which are admitted when pages for all their tokens are
-// free. When decode runs out of pages the youngest sequence gives up its own and waits to be
-// computed again. Thread-compatible: the engine thread's alone.
+// free or hold them already. When decode runs out of pages the youngest sequence gives up its own
+// and waits to be computed again. Thread-compatible: the engine thread's alone.
 class Scheduler {
  public:
   // `pool` outlives this. A sequence of as many tokens as the pool holds always gets through.

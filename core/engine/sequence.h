@@ -20,16 +20,17 @@ using LogitsFn = std::function<void(int position, absl::Span<const float> logits
 
 // What a request is inside the engine. Made by the caller's thread, then the engine thread's alone.
 struct Sequence {
-  // `on_logits` makes it a scoring: its tokens are computed, none is sampled.
+  // `on_logits` makes it a scoring: its tokens are computed, none is sampled. `prefix_root`: see
+  // PageLease.
   Sequence(GenerationRequest request_in, std::shared_ptr<TokenSink> sink_in, LogitsFn on_logits_in,
-           TextStream text_in, KvPagePool* pool, absl::Time now)
+           TextStream text_in, KvPagePool* pool, uint64_t prefix_root, absl::Time now)
       : request(std::move(request_in)),
         sink(std::move(sink_in)),
         on_logits(std::move(on_logits_in)),
         tokens(request.prompt),
         num_prompt_tokens(static_cast<int>(request.prompt.size())),
         text(std::move(text_in)),
-        pages(pool),
+        pages(pool, prefix_root),
         submit_time(now) {}
 
   int num_tokens() const { return static_cast<int>(tokens.size()); }
@@ -45,10 +46,12 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // the prompt and what was sampled
   const int num_prompt_tokens;
-  int num_computed = 0;     // leading tokens whose keys and values are in `pages`
-  int num_scored = 0;       // leading tokens whose logits went to on_logits
+  int num_computed = 0;  // leading tokens whose keys and values are in `pages`
+  int num_scored = 0;    // leading tokens whose logits went to on_logits
+  int num_cached = 0;    // leading tokens whose keys and values were there at the first admission
   int64_t work_tokens = 0;  // tokens computed for it, those done again included
   uint64_t seed = 0;
+  std::vector<int32_t> end_ids;  // the model's end-of-text ids and the request's stop_ids
   TextStream text;
   PageLease pages;
 

@@ -19,7 +19,7 @@ constexpr int kMaxStopSequenceBytes = 64;
 // rows the head's weights would be read too often for each.
 constexpr int kMinLogits = 128;
 
-bool Contains(const std::vector<int>& ids, int32_t id) {
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
@@ -54,6 +54,7 @@ GenerationResult MakeResult(const Sequence& sequence, FinishReason reason, absl:
           .matched_stop_sequence = sequence.text.matched().value_or(""),
           .seed = sequence.seed,
           .prompt_tokens = sequence.num_prompt_tokens,
+          .cached_prompt_tokens = sequence.num_cached,
           .output_tokens = sequence.num_output_tokens(),
           .queue_duration = sequence.admit_time - sequence.submit_time,
           .time_to_first_token = std::min(sequence.first_token_time, now) - sequence.submit_time,
@@ -101,25 +102,26 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
                                .page_tokens = options.page_tokens};
   return std::unique_ptr<ServedModel>(new ServedModel(std::move(info), std::move(tokenizer),
                                                       source.chat_template(), std::move(model),
-                                                      limits, pool, clock));
+                                                      limits, options.prefix_cache, pool, clock));
 }
 
 ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer,
                          std::string chat_template, std::unique_ptr<BackendModel> model,
-                         const SchedulerLimits& limits, ThreadPool* pool, Clock* clock)
+                         const SchedulerLimits& limits, bool prefix_cache, ThreadPool* pool,
+                         Clock* clock)
     : info_(std::move(info)),
       tokenizer_(std::move(tokenizer)),
       chat_template_(std::move(chat_template)),
       pool_(pool),
       clock_(clock),
+      prefix_cache_(prefix_cache),
       model_(std::move(model)),
-      pages_(model_->num_pages()),
+      pages_(model_->num_pages(), limits.page_tokens),
       scheduler_(limits, &pages_),
       scratch_(pool->num_threads()) {
   for (SamplerScratch& scratch : scratch_) {
     // Here, as the threads of a step cannot report that there is no memory.
-    scratch.weights.reserve(info_.config.vocab_size);
-    scratch.candidates.reserve(info_.config.vocab_size);
+    scratch.Reserve(info_.config.vocab_size);
   }
 }
 
@@ -131,10 +133,16 @@ std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
       tokenizer_ != nullptr && std::any_of(request.prompt.begin(), request.prompt.end(),
                                            [&](int32_t id) { return !tokenizer_->IsSpecial(id); });
   TextStream text(tokenizer_, continues_text, request.stop_sequences);
+  // A scoring wants the logits of every token.
+  const uint64_t prefix_root =
+      prefix_cache_ && on_logits == nullptr ? PrefixRoot(request.prefix_cache_key) : 0;
   auto sequence =
       std::make_unique<Sequence>(std::move(request), std::move(sink), std::move(on_logits),
-                                 std::move(text), &pages_, clock_->Now());
+                                 std::move(text), &pages_, prefix_root, clock_->Now());
   sequence->seed = seed;
+  sequence->end_ids.assign(info_.config.eos_token_ids.begin(), info_.config.eos_token_ids.end());
+  sequence->end_ids.insert(sequence->end_ids.end(), sequence->request.stop_ids.begin(),
+                           sequence->request.stop_ids.end());
   // Room for the whole answer, so that no step has to make it.
   const int64_t tokens = sequence->num_prompt_tokens + int64_t{sequence->request.max_output_tokens};
   sequence->tokens.reserve(std::min<int64_t>(tokens, info_.max_context_tokens + 1));
@@ -161,6 +169,26 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
                                                      ", the vocabulary has ",
                                                      info_.config.vocab_size));
     }
+  }
+  for (const auto& [id, bias] : request.sampling.logit_bias) {
+    if (id < 0 || id >= info_.config.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("there is a logit bias for token ", id,
+                                                     ", the vocabulary has ",
+                                                     info_.config.vocab_size));
+    }
+  }
+  if (request.min_output_tokens < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("min_output_tokens is ", request.min_output_tokens, ", wanted 0 or more"));
+  }
+  if (request.max_output_tokens > 0 && request.min_output_tokens > request.max_output_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("min_output_tokens is ", request.min_output_tokens, ", max_output_tokens ",
+                     request.max_output_tokens, "; wanted no more than that"));
+  }
+  if (const int count = request.num_logprobs.value_or(0); count < 0 || count > kMaxLogprobs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_logprobs is ", count, ", wanted 0 to ", kMaxLogprobs));
   }
   if (request.max_output_tokens < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -237,9 +265,11 @@ ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& pl
       Finish(sequence, logits.status());
       continue;
     }
+    if (sequence.work_tokens == 0) stats.cached_prompt_tokens += sequence.num_cached;
     stats.prompt_tokens +=
         std::clamp(sequence.num_prompt_tokens - sequence.num_computed, 0, run.num_tokens);
     sequence.num_computed += run.num_tokens;
+    sequence.pages.Publish(absl::MakeConstSpan(sequence.tokens).first(sequence.num_computed));
     sequence.work_tokens += run.num_tokens;
     if (sequence.scoring()) {
       DeliverLogits(run, logits->data() + row * info_.config.vocab_size);
@@ -252,7 +282,7 @@ ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& pl
   for (const Draw& draw : draws_) {
     if (draw.token.ok()) {
       ++stats.generated_tokens;
-      DeliverToken(*draw.sequence, *draw.token);
+      DeliverToken(draw);
     } else {
       Finish(*draw.sequence, draw.token.status());
     }
@@ -293,23 +323,38 @@ void ServedModel::DrawTokens(absl::Span<const float> logits) {
     for (int64_t thread = begin; thread < end; ++thread) {
       for (int64_t i = num_draws * thread / num_threads; i < num_draws * (thread + 1) / num_threads;
            ++i) {
-        Draw& draw = draws_[i];
-        draw.token =
-            SampleToken(logits.subspan(draw.row * info_.config.vocab_size, info_.config.vocab_size),
-                        draw.sequence->request.sampling, draw.sequence->seed,
-                        draw.sequence->num_output_tokens(), scratch_[thread]);
+        DrawToken(logits.subspan(draws_[i].row * info_.config.vocab_size, info_.config.vocab_size),
+                  scratch_[thread], draws_[i]);
       }
     }
   });
 }
 
-void ServedModel::DeliverToken(Sequence& sequence, int32_t token) {
+void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scratch,
+                            Draw& draw) const {
+  const Sequence& sequence = *draw.sequence;
+  const GenerationRequest& request = sequence.request;
+  const auto tokens = absl::MakeConstSpan(sequence.tokens);
+  DrawContext context{.prompt = tokens.first(sequence.num_prompt_tokens),
+                      .output = tokens.subspan(sequence.num_prompt_tokens)};
+  if (sequence.num_output_tokens() < request.min_output_tokens) {
+    context.excluded = sequence.end_ids;
+  }
+  draw.token = SampleToken(AdjustLogits(logits, request.sampling, context, scratch),
+                           request.sampling, sequence.seed, sequence.num_output_tokens(), scratch);
+  if (!draw.token.ok() || !request.num_logprobs.has_value()) return;
+  draw.logprob =
+      Logprobs(logits, *draw.token,
+               absl::MakeSpan(draw.most_probable.data(), num_logprobs(request)), scratch);
+}
+
+void ServedModel::DeliverToken(const Draw& draw) {
+  Sequence& sequence = *draw.sequence;
+  const int32_t token = *draw.token;
   const GenerationRequest& request = sequence.request;
   const absl::Time now = clock_->Now();
   sequence.first_token_time = std::min(sequence.first_token_time, now);
-  const bool ends_text =
-      !request.ignore_end_of_text &&
-      (Contains(info_.config.eos_token_ids, token) || Contains(request.stop_ids, token));
+  const bool ends_text = !request.ignore_end_of_text && Contains(sequence.end_ids, token);
   std::optional<FinishReason> reason;
   std::string text;
   if (ends_text) {
@@ -330,6 +375,10 @@ void ServedModel::DeliverToken(Sequence& sequence, int32_t token) {
     const absl::Status status = Guarded("OnTokens", [&] {
       const absl::Span<const int32_t> ids =
           ends_text ? absl::Span<const int32_t>() : absl::MakeConstSpan(&token, 1);
+      if (request.num_logprobs.has_value() && !ends_text) {
+        sequence.sink->OnLogprobs(
+            draw.logprob, absl::MakeConstSpan(draw.most_probable.data(), num_logprobs(request)));
+      }
       sequence.sink->OnTokens(ids, text);
     });
     if (!status.ok()) return Finish(sequence, status);
@@ -372,6 +421,7 @@ void ServedModel::AddGauges(EngineStats& stats) const {
   stats.requests_running += scheduler_.num_running();
   stats.requests_waiting += scheduler_.num_waiting();
   stats.kv_pages_used += pages_.num_pages() - pages_.num_free();
+  stats.kv_pages_cached += pages_.num_cached();
   stats.kv_pages_total += pages_.num_pages();
 }
 

@@ -4,6 +4,8 @@
 #include <absl/status/statusor.h>
 #include <absl/time/time.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -65,13 +67,16 @@ class ServedModel {
 
  private:
   ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer, std::string chat_template,
-              std::unique_ptr<BackendModel> model, const SchedulerLimits& limits, ThreadPool* pool,
-              Clock* clock);
+              std::unique_ptr<BackendModel> model, const SchedulerLimits& limits, bool prefix_cache,
+              ThreadPool* pool, Clock* clock);
 
   struct Draw {
     Sequence* sequence;
     int64_t row;  // of the step's logits
     absl::StatusOr<int32_t> token;
+    // As the request asks for them; here, since the threads that draw must not allocate.
+    TokenLogprob logprob;
+    std::array<TokenLogprob, kMaxLogprobs> most_probable;
   };
 
   // Runs `body`; when it throws (there is no memory), every sequence ends with INTERNAL.
@@ -83,7 +88,11 @@ class ServedModel {
   // Hands a scoring sequence's logits over, [num_logits, vocab_size] from `logits`.
   void DeliverLogits(const ScheduledRun& run, const float* logits);
   void DrawTokens(absl::Span<const float> logits);
-  void DeliverToken(Sequence& sequence, int32_t token);
+  int num_logprobs(const GenerationRequest& request) const {
+    return std::min(request.num_logprobs.value_or(0), info_.config.vocab_size);
+  }
+  void DrawToken(absl::Span<const float> logits, SamplerScratch& scratch, Draw& draw) const;
+  void DeliverToken(const Draw& draw);
   // Notes that `sequence` is over; CollectEnded takes it out.
   void Finish(Sequence& sequence, absl::StatusOr<GenerationResult> result);
   void CollectEnded(EngineStats& stats, std::vector<EndedSequence>& ended);
@@ -93,6 +102,7 @@ class ServedModel {
   const std::string chat_template_;
   ThreadPool* const pool_;
   Clock* const clock_;
+  const bool prefix_cache_;
 
   const std::unique_ptr<BackendModel> model_;
   KvPagePool pages_;

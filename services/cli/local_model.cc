@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
                                                         absl::string_view kernels) {
   EngineOptions options;
   options.kernels = std::string(kernels);
+  options.prefix_cache = false;  // what is measured is to be computed
   options.num_threads = num_threads > 0 ? num_threads : AvailableCpus();
   return Engine::Create(options);
 }

@@ -142,6 +142,36 @@ TEST_P(BatchInvarianceTest, PreemptionChangesNothing) {
   EXPECT_EQ(tight.engine->Stats().kv_pages_used, 0);
 }
 
+TEST_P(BatchInvarianceTest, ACachedPrefixChangesNothing) {
+  Fixture fixture = Make(GetParam(), {.page_tokens = 4, .kv_cache_bytes = 8 << 20});
+  const std::vector<int32_t> beginning = Prompt(61, 3);
+  for (int i = 0; i < 4; ++i) {
+    // The same beginning up to somewhere inside a page, or all of it.
+    std::vector<int32_t> prompt(beginning.begin(), beginning.begin() + (i < 3 ? 22 + 13 * i : 61));
+    for (int32_t id : Prompt(i < 3 ? 9 : 0, 50 + i)) prompt.push_back(id);
+    Fixture fresh = Make(GetParam(), {.kv_cache_bytes = 8 << 20, .prefix_cache = false});
+    const GenerationRequest request =
+        i % 2 == 0 ? Greedy(prompt, 20) : Sampled(prompt, 20, 100 + i);
+    const auto wanted = Start(*fresh.engine, fresh.model, request);
+    const auto got = Start(*fixture.engine, fixture.model, request);
+    ASSERT_OK(wanted->Wait());
+    ASSERT_OK(got->Wait());
+    EXPECT_EQ(got->ids(), wanted->ids());
+    EXPECT_EQ(wanted->result()->cached_prompt_tokens, 0);
+    EXPECT_EQ(got->result()->cached_prompt_tokens > 0, i > 0) << i;
+    // Again: found whole, but for the last token's page.
+    const auto again = Start(*fixture.engine, fixture.model, request);
+    ASSERT_OK(again->Wait());
+    EXPECT_EQ(again->ids(), wanted->ids());
+    const int size = static_cast<int>(prompt.size());
+    EXPECT_EQ(again->result()->cached_prompt_tokens, (size - 1) / 4 * 4);
+  }
+  const EngineStats stats = fixture.engine->Stats();
+  EXPECT_EQ(stats.kv_pages_used, 0);
+  EXPECT_GT(stats.kv_pages_cached, 0);
+  EXPECT_GT(stats.cached_prompt_tokens, 0);
+}
+
 // Every table of this CPU; of the slow one only what differs most.
 std::vector<Variant> Variants() {
   std::vector<Variant> variants;

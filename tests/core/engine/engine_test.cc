@@ -2,6 +2,8 @@
 
 #include "core/engine/engine.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "tests/core/engine/engine_test_util.h"
@@ -175,6 +177,19 @@ TEST_F(EngineTest, BadRequestsAreRefusedByName) {
       {[](auto& r) { r.max_output_tokens = -1; }, "max_output_tokens"},
       {[](auto& r) { r.sampling.temperature = std::numeric_limits<float>::infinity(); },
        "temperature"},
+      {[](auto& r) { r.sampling.typical_p = 0; }, "typical_p"},
+      {[](auto& r) { r.sampling.repetition_penalty = 0; }, "repetition_penalty"},
+      {[](auto& r) { r.sampling.presence_penalty = 101; }, "presence_penalty"},
+      {[](auto& r) { r.sampling.frequency_penalty = std::nanf(""); }, "frequency_penalty"},
+      {[](auto& r) { r.sampling.logit_bias[300] = 1; }, "logit bias for token 300"},
+      {[](auto& r) { r.sampling.logit_bias[7] = 101; }, "logit bias of token 7 is 101"},
+      {[](auto& r) {
+         for (int i = 0; i < 1025; ++i) r.sampling.logit_bias[i] = 1;
+       },
+       "number of logit biases is 1025"},
+      {[](auto& r) { r.min_output_tokens = -1; }, "min_output_tokens is -1"},
+      {[](auto& r) { r.min_output_tokens = 5; }, "min_output_tokens is 5, max_output_tokens 4"},
+      {[](auto& r) { r.num_logprobs = 21; }, "num_logprobs is 21"},
       {[](auto& r) { r.stop_sequences.assign(5, "x"); }, "5 stop sequences"},
       {[](auto& r) { r.stop_sequences = {""}; }, "0 bytes"},
       {[](auto& r) { r.stop_sequences = {std::string(65, 'x')}; }, "65 bytes"},
@@ -190,6 +205,68 @@ TEST_F(EngineTest, BadRequestsAreRefusedByName) {
       StatusIs(absl::StatusCode::kNotFound, testing::_));
   EXPECT_THAT(engine_->Score(model_, {}, [](int, absl::Span<const float>) {}),
               StatusIs(absl::StatusCode::kInvalidArgument, testing::_));
+}
+
+TEST_F(EngineTest, MinOutputTokensHoldsBackTheEnd) {
+  GenerationRequest request = Greedy(Prompt(9, 1), 40);
+  const auto free = Run(request);
+  ASSERT_EQ(free->ids().size(), 40u);
+  // What the model would say fourth ends the text now.
+  request.ignore_end_of_text = false;
+  request.stop_ids = {free->ids()[3]};
+  const auto early = Run(request);
+  ASSERT_OK(early->result());
+  ASSERT_LT(early->ids().size(), 4u);
+  request.min_output_tokens = 6;
+  const auto held = Run(request);
+  EXPECT_GE(held->ids().size(), 6u);
+  EXPECT_THAT(std::vector<int32_t>(held->ids().begin(), held->ids().begin() + 6),
+              testing::Not(testing::Contains(free->ids()[3])));
+}
+
+TEST_F(EngineTest, LogprobsAreThoseOfTheModel) {
+  class LogprobSink final : public TokenSink {
+   public:
+    void OnLogprobs(const TokenLogprob& token, absl::Span<const TokenLogprob> best) override {
+      tokens.push_back(token);
+      most_probable.emplace_back(best.begin(), best.end());
+    }
+    void OnTokens(absl::Span<const int32_t> ids, absl::string_view) override {
+      all_ids.insert(all_ids.end(), ids.begin(), ids.end());
+      EXPECT_EQ(all_ids.size(), tokens.size()) << "logprobs come before their token";
+    }
+    void OnEnd(absl::StatusOr<GenerationResult> result) override {
+      EXPECT_OK(result);
+      done.Notify();
+    }
+    bool cancelled() const override { return false; }
+    std::vector<TokenLogprob> tokens;
+    std::vector<std::vector<TokenLogprob>> most_probable;
+    std::vector<int32_t> all_ids;
+    Event done;
+  };
+  GenerationRequest request = Sampled(Prompt(9, 1), 5, 11);
+  request.sampling.repetition_penalty = 3;  // not seen in them
+  request.num_logprobs = 3;
+  auto sink = std::make_shared<LogprobSink>();
+  ASSERT_OK(engine_->Submit(model_, request, sink));
+  sink->done.Wait();
+  std::vector<int32_t> tokens = request.prompt;
+  tokens.insert(tokens.end(), sink->all_ids.begin(), sink->all_ids.end());
+  ASSERT_OK(engine_->Score(model_, tokens, [&](int position, absl::Span<const float> logits) {
+    const int i = position - 8;
+    if (i < 0 || i >= 5) return;
+    double sum = 0;
+    for (float logit : logits) sum += std::exp(double{logit});
+    EXPECT_EQ(sink->tokens[i].id, sink->all_ids[i]);
+    EXPECT_NEAR(sink->tokens[i].logprob, logits[sink->all_ids[i]] - std::log(sum), 1e-4);
+    std::vector<float> sorted(logits.begin(), logits.end());
+    std::sort(sorted.rbegin(), sorted.rend());
+    ASSERT_EQ(sink->most_probable[i].size(), 3u);
+    for (int k = 0; k < 3; ++k) {
+      EXPECT_NEAR(sink->most_probable[i][k].logprob, sorted[k] - std::log(sum), 1e-4);
+    }
+  }));
 }
 
 TEST_F(EngineTest, ADeadlineEndsARequestThatRuns) {

@@ -214,5 +214,50 @@ TEST(SamplingParamsTest, ValidateNamesTheField) {
   EXPECT_OK(SamplingParams{}.Validate());
 }
 
+std::vector<float> Adjusted(const std::vector<float>& logits, const SamplingParams& params,
+                            const DrawContext& context) {
+  SamplerScratch scratch;
+  scratch.Reserve(static_cast<int>(logits.size()));
+  const auto out = AdjustLogits(logits, params, context, scratch);
+  EXPECT_THAT(scratch.counts, testing::Each(0)) << "a draw must leave none for the next";
+  return {out.begin(), out.end()};
+}
+
+TEST(SamplerTest, PenaltiesAndBiasesAreAsTheirSourcesSay) {
+  const std::vector<float> logits = {2, -2, 1, 0.5f, 3};
+  const std::vector<int32_t> prompt = {0, 1, 0};
+  const std::vector<int32_t> output = {1, 2, 2};
+  const DrawContext context{.prompt = prompt, .output = output};
+  EXPECT_EQ(Adjusted(logits, {}, context), logits);
+  // Prompt and output, each id once.
+  EXPECT_EQ(Adjusted(logits, {.repetition_penalty = 2}, context),
+            (std::vector<float>{1, -4, 0.5f, 0.5f, 3}));
+  EXPECT_EQ(Adjusted(logits, {.presence_penalty = 0.25f}, context),
+            (std::vector<float>{2, -2.25f, 0.75f, 0.5f, 3}));
+  EXPECT_EQ(Adjusted(logits, {.frequency_penalty = 0.25f}, context),
+            (std::vector<float>{2, -2.25f, 0.5f, 0.5f, 3}));
+  EXPECT_EQ(Adjusted(logits, {.logit_bias = {{4, -5.0f}, {0, 1.0f}}}, context),
+            (std::vector<float>{3, -2, 1, 0.5f, -2}));
+  const std::vector<int32_t> excluded = {4};
+  EXPECT_EQ(Adjusted(logits, {}, {.excluded = excluded})[4],
+            -std::numeric_limits<float>::infinity());
+}
+
+TEST(SamplerTest, TypicalKeepsWhatIsNearestToTheExpectedSurprise) {
+  // Probabilities 0.5, 0.25, 0.125, 0.125: entropy 1.75 bits, distances 0.75, 0.25, 1.25, 1.25.
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.25f), std::log(0.125f),
+                                     std::log(0.125f)};
+  const auto drawn = [&](float typical_p) {
+    std::set<int32_t> ids;
+    const SamplingParams params{.temperature = 1, .typical_p = typical_p};
+    for (uint64_t i = 0; i < 400; ++i) ids.insert(Sample(logits, params, 5, i));
+    return ids;
+  };
+  EXPECT_EQ(drawn(0.2f), (std::set<int32_t>{1}));
+  EXPECT_EQ(drawn(0.7f), (std::set<int32_t>{0, 1}));
+  EXPECT_EQ(drawn(0.8f), (std::set<int32_t>{0, 1, 2}));
+  EXPECT_EQ(drawn(1), (std::set<int32_t>{0, 1, 2, 3}));
+}
+
 }  // namespace
 }  // namespace quern

@@ -9,9 +9,9 @@ namespace quern {
 namespace {
 
 TEST(KvPagesTest, ALeaseGrowsInOrderAndReturnsItsPages) {
-  KvPagePool pool(4);
+  KvPagePool pool(4, 16);
   {
-    PageLease lease(&pool);
+    PageLease lease(&pool, 0);
     EXPECT_TRUE(lease.GrowTo(2));
     EXPECT_THAT(lease.pages(), testing::ElementsAre(0, 1));
     EXPECT_TRUE(lease.GrowTo(1));
@@ -23,15 +23,101 @@ TEST(KvPagesTest, ALeaseGrowsInOrderAndReturnsItsPages) {
     EXPECT_EQ(pool.num_free(), 0);
   }
   EXPECT_EQ(pool.num_free(), 4);
-  PageLease again(&pool);
+  PageLease again(&pool, 0);
   EXPECT_TRUE(again.GrowTo(4));
   EXPECT_THAT(again.pages(), testing::UnorderedElementsAre(0, 1, 2, 3));
+}
+
+// A lease for `tokens` as a sequence would have it: what is cached, then the rest, all computed.
+std::unique_ptr<PageLease> Compute(KvPagePool& pool, uint64_t root,
+                                   const std::vector<int32_t>& tokens, int* cached) {
+  auto lease = std::make_unique<PageLease>(&pool, root);
+  *cached = lease->TakeCached(tokens);
+  EXPECT_TRUE(lease->GrowTo(static_cast<int>(tokens.size() + 3) / 4));
+  lease->Publish(tokens);
+  return lease;
+}
+
+std::vector<int32_t> Counting(int size, int32_t first = 0) {
+  std::vector<int32_t> tokens(size);
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+TEST(KvPagesTest, WholePagesAreSharedByThoseThatBeginAlike) {
+  KvPagePool pool(16, 4);
+  const uint64_t root = PrefixRoot("");
+  int cached = 0;
+  const auto first = Compute(pool, root, Counting(10), &cached);
+  EXPECT_EQ(cached, 0);
+  std::vector<int32_t> other = Counting(10);
+  other[6] = 99;
+  const auto second = Compute(pool, root, other, &cached);
+  EXPECT_EQ(cached, 4) << "the second page differs";
+  EXPECT_EQ(second->pages()[0], first->pages()[0]);
+  EXPECT_NE(second->pages()[1], first->pages()[1]);
+  const auto third = Compute(pool, root, Counting(10), &cached);
+  EXPECT_EQ(cached, 8);
+  EXPECT_EQ(pool.num_free(), 16 - 3 - 2 - 1);
+  // The last token is always left to compute.
+  EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(8)), 4);
+  EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(9)), 8);
+  // A page is known by all that comes before it, not by its own tokens alone.
+  EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(9, 4)), 0);
+}
+
+TEST(KvPagesTest, OthersPrefixesAreNotFound) {
+  KvPagePool pool(16, 4);
+  int cached = 0;
+  const auto lease = Compute(pool, PrefixRoot("alice"), Counting(10), &cached);
+  EXPECT_EQ(PageLease(&pool, PrefixRoot("bob")).TakeCached(Counting(10)), 0);
+  EXPECT_EQ(PageLease(&pool, 0).TakeCached(Counting(10)), 0);
+  EXPECT_EQ(PageLease(&pool, PrefixRoot("alice")).TakeCached(Counting(10)), 8);
+}
+
+TEST(KvPagesTest, IdlePagesAreFoundUntilTheirRoomIsNeeded) {
+  KvPagePool pool(6, 4);
+  const uint64_t root = PrefixRoot("");
+  int cached = 0;
+  Compute(pool, root, Counting(12), &cached).reset();
+  Compute(pool, root, Counting(8, 100), &cached).reset();
+  EXPECT_EQ(pool.num_free(), 6);
+  EXPECT_EQ(pool.num_cached(), 5);
+  // Takes the free page, then the page idle for longest: the last of the first sequence.
+  {
+    PageLease lease(&pool, root);
+    EXPECT_TRUE(lease.GrowTo(2));
+    EXPECT_EQ(pool.num_cached(), 4);
+    EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(13)), 8);
+    EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(9, 100)), 8);
+    EXPECT_FALSE(lease.GrowTo(7));
+    EXPECT_TRUE(lease.GrowTo(6));
+    EXPECT_EQ(pool.num_cached(), 0);
+  }
+  EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(13)), 0);
+  EXPECT_EQ(pool.num_free(), 6);
+}
+
+TEST(KvPagesTest, TheSamePrefixComputedTwiceIsKeptOnce) {
+  KvPagePool pool(8, 4);
+  const uint64_t root = PrefixRoot("");
+  PageLease a(&pool, root), b(&pool, root);
+  ASSERT_TRUE(a.GrowTo(2) && b.GrowTo(2));
+  a.Publish(Counting(4));
+  b.Publish(Counting(4));  // computed beside it
+  b.Publish(Counting(8));  // goes on from the one that was there first
+  a.Release();
+  EXPECT_EQ(pool.num_cached(), 1);
+  EXPECT_EQ(PageLease(&pool, root).TakeCached(Counting(9)), 8);
+  b.Release();
+  EXPECT_EQ(pool.num_free(), 8);
+  EXPECT_EQ(pool.num_cached(), 2);
 }
 
 class SchedulerTest : public testing::Test {
  protected:
   void Make(SchedulerLimits limits, int num_pages) {
-    pool_ = std::make_unique<KvPagePool>(num_pages);
+    pool_ = std::make_unique<KvPagePool>(num_pages, limits.page_tokens);
     scheduler_ = std::make_unique<Scheduler>(limits, pool_.get());
   }
 
@@ -39,7 +125,7 @@ class SchedulerTest : public testing::Test {
     GenerationRequest request{.prompt = std::vector<int32_t>(prompt_tokens, 1)};
     auto sequence = std::make_unique<Sequence>(
         request, nullptr, scoring ? LogitsFn([](int, absl::Span<const float>) {}) : LogitsFn(),
-        TextStream(nullptr, false, {}), pool_.get(), absl::Now());
+        TextStream(nullptr, false, {}), pool_.get(), 0, absl::Now());
     Sequence* result = sequence.get();
     scheduler_->Add(std::move(sequence));
     return result;

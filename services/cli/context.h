@@ -25,6 +25,7 @@ inline constexpr absl::string_view kJobsMetricsAddress = "127.0.0.1:7401";
 inline constexpr absl::string_view kWorkerMetricsAddress = "127.0.0.1:7411";
 inline constexpr absl::string_view kInferenceAddress = "127.0.0.1:7420";
 inline constexpr absl::string_view kInferenceMetricsAddress = "127.0.0.1:7421";
+inline constexpr absl::string_view kInferenceHttpAddress = "127.0.0.1:7422";
 
 // Options of the program itself, before the subcommand.
 struct GlobalOptions {

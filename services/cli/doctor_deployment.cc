@@ -27,9 +27,9 @@ namespace {
 constexpr absl::Duration kMaxSkew = absl::Seconds(3);
 constexpr char kStartAdvice[] = "look at its log; start it with `quern up` or as it is deployed";
 
-constexpr absl::string_view kDefaultAddresses[] = {kJobsAddress, kJobsMetricsAddress,
-                                                   kWorkerMetricsAddress, kInferenceAddress,
-                                                   kInferenceMetricsAddress};
+constexpr absl::string_view kDefaultAddresses[] = {
+    kJobsAddress,      kJobsMetricsAddress,      kWorkerMetricsAddress,
+    kInferenceAddress, kInferenceMetricsAddress, kInferenceHttpAddress};
 
 // Whether a service of this machine could listen at an IPv4 address; nothing is sent to anyone.
 bool PortIsFree(absl::string_view text) {
@@ -267,11 +267,12 @@ void Deployment::CheckPorts() {
   if (!taken.empty()) parts.push_back(absl::StrCat(absl::StrJoin(taken, ", "), " taken"));
   const std::string found = absl::StrJoin(parts, "; ");
   if (taken.empty()) return findings_.Ok("default ports", found);
-  findings_.Warn("default ports", found,
-                 "the ports of the services' defaults and of `quern up --fixed-ports`, free or "
-                 "ours",
-                 absl::StrCat("see who has them (ss -ltnp sport = :", taken.front(),
-                              "), or choose others with --listen and --metrics-listen"));
+  findings_.Warn(
+      "default ports", found,
+      "the ports of the services' defaults and of `quern up --fixed-ports`, free or "
+      "ours",
+      absl::StrCat("see who has them (ss -ltnp sport = :", taken.front(),
+                   "), or choose others with --listen, --http-listen and --metrics-listen"));
 }
 
 }  // namespace

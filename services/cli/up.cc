@@ -41,6 +41,7 @@ struct Child {
   std::string name;
   std::unique_ptr<Subprocess> process;
   std::string grpc_address;
+  std::string http_address;
   std::string metrics_address;
 };
 
@@ -108,14 +109,17 @@ class Up {
         Start("quern-worker", kWorkerMetricsAddress,
               {jobs, model_root, data_root, threads, absl::StrCat("--device=", options_.device),
                absl::StrCat("--work-directory=", directory_, "/work")}));
-    RETURN_IF_ERROR(Start("quern-inference", kInferenceMetricsAddress,
-                          {jobs, absl::StrCat("--listen=", Listen(kInferenceAddress)), model_root,
-                           threads, absl::StrCat("--kv-cache-mib=", options_.kv_cache_mib),
-                           absl::StrCat("--cache-directory=", directory_, "/cache")}));
+    RETURN_IF_ERROR(
+        Start("quern-inference", kInferenceMetricsAddress,
+              {jobs, absl::StrCat("--listen=", Listen(kInferenceAddress)),
+               absl::StrCat("--http-listen=", Listen(kInferenceHttpAddress)), model_root, threads,
+               absl::StrCat("--kv-cache-mib=", options_.kv_cache_mib),
+               absl::StrCat("--cache-directory=", directory_, "/cache")}));
     const Json addresses = {{"jobs", children_[0].grpc_address},
                             {"jobs_metrics", children_[0].metrics_address},
                             {"worker_metrics", children_[1].metrics_address},
                             {"inference", children_[2].grpc_address},
+                            {"inference_http", children_[2].http_address},
                             {"inference_metrics", children_[2].metrics_address},
                             {"model_root", options_.model_root},
                             {"data_root", options_.data_root},
@@ -133,7 +137,11 @@ class Up {
     flags.insert(flags.begin(), absl::StrCat(program_directory_, "/", name));
     flags.push_back(absl::StrCat("--ready-file=", ready_file));
     flags.push_back(absl::StrCat("--metrics-listen=", Listen(metrics_address)));
-    Child child{.name = name, .process = nullptr, .grpc_address = "", .metrics_address = ""};
+    Child child{.name = name,
+                .process = nullptr,
+                .grpc_address = "",
+                .http_address = "",
+                .metrics_address = ""};
     ASSIGN_OR_RETURN(
         child.process,
         Subprocess::Start({.argv = flags, .environment = {}, .own_process_group = true}));
@@ -156,6 +164,7 @@ class Up {
     ASSIGN_OR_RETURN(const Json json, ParseJson(text, ready_file));
     ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, ready_file));
     ASSIGN_OR_RETURN(children_.back().grpc_address, object.String("grpc_address"));
+    ASSIGN_OR_RETURN(children_.back().http_address, object.String("http_address"));
     ASSIGN_OR_RETURN(children_.back().metrics_address, object.String("metrics_address"));
     return absl::OkStatus();
   }
@@ -164,14 +173,17 @@ class Up {
     if (context_.json()) {
       Json line = {{"event", "ready"}};
       for (const Child& child : children_) {
-        line[child.name] = {{"grpc", child.grpc_address}, {"metrics", child.metrics_address}};
+        line[child.name] = {{"grpc", child.grpc_address},
+                            {"http", child.http_address},
+                            {"metrics", child.metrics_address}};
       }
       std::cout << line.dump() << std::endl;
       return;
     }
     std::cout << "quern is up; Ctrl-C stops it\n"
               << "  jobs       " << children_[0].grpc_address << "\n"
-              << "  inference  " << children_[2].grpc_address << "\n"
+              << "  inference  " << children_[2].grpc_address << ", OpenAI's API at http://"
+              << children_[2].http_address << "/v1\n"
               << "  metrics    http://" << children_[0].metrics_address << "/metrics  http://"
               << children_[1].metrics_address << "/metrics  http://" << children_[2].metrics_address
               << "/metrics\n"
@@ -243,8 +255,9 @@ void AddUp(CLI::App& app, Command& command) {
   up->add_option("--kv-cache-mib", options->kv_cache_mib, "memory for the KV pages of each model")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  up->add_flag("--fixed-ports", options->fixed_ports,
-               "7400, 7401 (jobs), 7411 (worker), 7420, 7421 (inference) instead of any free ones");
+  up->add_flag(
+      "--fixed-ports", options->fixed_ports,
+      "7400, 7401 (jobs), 7411 (worker), 7420, 7421, 7422 (inference) instead of any free ones");
   up->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {
       // Children die with the thread that starts them: this one, which stays until the end.

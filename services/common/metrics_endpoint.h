@@ -10,6 +10,8 @@
 #include <memory>
 #include <string>
 
+#include "services/common/http_server.h"
+
 namespace quern {
 
 struct MetricsEndpointOptions {
@@ -36,17 +38,12 @@ class MetricsEndpoint {
   static absl::StatusOr<std::unique_ptr<MetricsEndpoint>> Start(
       const MetricsEndpointOptions& options, const prometheus::Registry& registry);
 
-  ~MetricsEndpoint();
-  MetricsEndpoint(const MetricsEndpoint&) = delete;
-  MetricsEndpoint& operator=(const MetricsEndpoint&) = delete;
-
   // "127.0.0.1:43211": the address with the real port.
-  const std::string& address() const;
+  const std::string& address() const { return server_->address(); }
 
  private:
-  class State;
-  explicit MetricsEndpoint(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit MetricsEndpoint(std::unique_ptr<HttpServer> server);
+  std::unique_ptr<HttpServer> server_;
 };
 
 }  // namespace quern

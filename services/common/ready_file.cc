@@ -19,11 +19,11 @@ absl::Status RemoveReadyFile(absl::string_view path) {
   return absl::OkStatus();
 }
 
-absl::Status WriteReadyFile(absl::string_view path, absl::string_view grpc_address,
-                            absl::string_view metrics_address) {
+absl::Status WriteReadyFile(absl::string_view path, const ReadyAddresses& addresses) {
   if (path.empty()) return absl::OkStatus();
-  const Json content = {{"grpc_address", std::string(grpc_address)},
-                        {"metrics_address", std::string(metrics_address)},
+  const Json content = {{"grpc_address", addresses.grpc},
+                        {"http_address", addresses.http},
+                        {"metrics_address", addresses.metrics},
                         {"pid", static_cast<int64_t>(getpid())}};
   return WriteFileDurably(path, DumpCanonicalJson(content) + "\n");
 }

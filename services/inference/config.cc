@@ -17,6 +17,10 @@ absl::Status InferenceConfig::Validate() const {
   RETURN_IF_ERROR(CheckListenAddress("--listen", listen, allow_insecure_network).status());
   RETURN_IF_ERROR(
       CheckListenAddress("--metrics-listen", metrics_listen, allow_insecure_network).status());
+  if (!http_listen.empty()) {
+    RETURN_IF_ERROR(
+        CheckListenAddress("--http-listen", http_listen, allow_insecure_network).status());
+  }
   if (!jobs.empty()) {
     if (const auto address = ParseHostPort(jobs); !address.ok()) {
       return absl::InvalidArgumentError(absl::StrCat("--jobs: ", address.status().message()));

@@ -11,15 +11,17 @@ namespace quern {
 // Settings of quern-inference. Filled from flags in main.cc.
 struct InferenceConfig {
   std::string listen = "127.0.0.1:7420";
+  std::string http_listen = "127.0.0.1:7422";  // OpenAI's API; empty: none
   std::string metrics_listen = "127.0.0.1:7421";
   bool allow_insecure_network = false;
   std::string ready_file;  // empty: none
   // quern-jobs, where artifacts come from; empty: only cached ones and checkpoints can be served.
   std::string jobs = "127.0.0.1:7400";
   std::string cache_directory = "quern-cache";
-  std::string model_root;  // where checkpoints may be; empty: none can be served
-  int threads = 0;         // of a step; 0: one for each CPU this process may use
-  int kv_cache_mib = 512;  // KV pages of each model
+  std::string model_root;    // where checkpoints may be; empty: none can be served
+  int threads = 0;           // of a step; 0: one for each CPU this process may use
+  int kv_cache_mib = 512;    // KV pages of each model
+  bool prefix_cache = true;  // prompts that begin alike share keys and values
   // Running requests may take this long to finish after a signal to stop.
   absl::Duration drain_grace = absl::Seconds(30);
 

@@ -11,9 +11,11 @@ namespace {
 
 using inference::v1::GenerateTextResponse;
 
-void Add(absl::Span<const int32_t> ids, absl::string_view text, GenerateTextResponse* response) {
-  response->mutable_token_ids()->Add(ids.begin(), ids.end());
-  response->mutable_text()->append(text.data(), text.size());
+// MergeFrom would replace the text.
+void Append(const GenerateTextResponse& piece, GenerateTextResponse* response) {
+  response->mutable_token_ids()->MergeFrom(piece.token_ids());
+  response->mutable_logprobs()->MergeFrom(piece.logprobs());
+  response->mutable_text()->append(piece.text());
 }
 
 }  // namespace
@@ -26,10 +28,10 @@ std::shared_ptr<GenerateTextWriter> GenerateTextWriter::Start(InferenceMetrics& 
   return writer;
 }
 
-void GenerateTextWriter::Deliver(absl::Span<const int32_t> ids, absl::string_view text) {
+void GenerateTextWriter::Deliver(const GenerateTextResponse& piece) {
   MutexLock lock(&mutex_);
   if (broken_) return;
-  Add(ids, text, &pending_);
+  Append(piece, &pending_);
   if (writing_ && !pending_since_.has_value()) pending_since_ = std::chrono::steady_clock::now();
   Advance();
 }
@@ -92,9 +94,7 @@ std::shared_ptr<GenerateTextCall> GenerateTextCall::Start(InferenceMetrics& metr
   return call;
 }
 
-void GenerateTextCall::Deliver(absl::Span<const int32_t> ids, absl::string_view text) {
-  Add(ids, text, response_);
-}
+void GenerateTextCall::Deliver(const GenerateTextResponse& piece) { Append(piece, response_); }
 
 void GenerateTextCall::Close(const absl::Status& status, const GenerateTextResponse& closing) {
   response_->MergeFrom(closing);

@@ -34,7 +34,7 @@ class GenerateTextWriter final
 
  private:
   explicit GenerateTextWriter(InferenceMetrics& metrics) : GenerationSink(metrics) {}
-  void Deliver(absl::Span<const int32_t> ids, absl::string_view text) override;
+  void Deliver(const inference::v1::GenerateTextResponse& piece) override;
   void Close(const absl::Status& status,
              const inference::v1::GenerateTextResponse& closing) override;
   // Starts the next operation unless one is in flight.
@@ -67,7 +67,7 @@ class GenerateTextCall final : public grpc::ServerUnaryReactor, public Generatio
  private:
   GenerateTextCall(InferenceMetrics& metrics, inference::v1::GenerateTextResponse* response)
       : GenerationSink(metrics), response_(response) {}
-  void Deliver(absl::Span<const int32_t> ids, absl::string_view text) override;
+  void Deliver(const inference::v1::GenerateTextResponse& piece) override;
   void Close(const absl::Status& status,
              const inference::v1::GenerateTextResponse& closing) override;
 

@@ -56,7 +56,25 @@ void GenerationSink::OnTokens(absl::Span<const int32_t> ids, absl::string_view t
     generated_tokens_ += static_cast<int>(ids.size());
     model_->metrics->generated_tokens_total->Increment(static_cast<double>(ids.size()));
   }
-  if (!ids.empty() || !text.empty()) Deliver(ids, text);
+  if (ids.empty() && text.empty()) return;
+  piece_.Clear();
+  piece_.mutable_token_ids()->Add(ids.begin(), ids.end());
+  piece_.set_text(text.data(), text.size());
+  piece_.mutable_logprobs()->Swap(&logprobs_);
+  Deliver(piece_);
+}
+
+void GenerationSink::OnLogprobs(const TokenLogprob& token,
+                                absl::Span<const TokenLogprob> most_probable) {
+  const auto fill = [&](const TokenLogprob& from, inference::v1::TokenLogprobs::Candidate* to) {
+    to->set_token_id(from.id);
+    to->set_logprob(from.logprob);
+    if (model_->tokenizer != nullptr) to->set_text(model_->tokenizer->Decode({&from.id, 1}));
+  };
+  inference::v1::TokenLogprobs* logprobs = logprobs_.Add();
+  fill(token, logprobs->mutable_token());
+  for (const TokenLogprob& candidate : most_probable)
+    fill(candidate, logprobs->add_most_probable());
 }
 
 void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
@@ -95,6 +113,7 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
   closing.set_system_fingerprint(model_->system_fingerprint);
   inference::v1::Usage* usage = closing.mutable_usage();
   usage->set_prompt_tokens(result->prompt_tokens);
+  usage->set_cached_prompt_tokens(result->cached_prompt_tokens);
   usage->set_output_tokens(result->output_tokens);
   SetDuration(result->queue_duration, usage->mutable_queue_duration());
   // Clients wait from the arrival of the request, not from its place in the engine's queue.

@@ -36,13 +36,14 @@ class GenerationSink : public TokenSink {
   // Ends a request that the engine did not take.
   void Refuse(Rejection reason, const absl::Status& status);
 
+  void OnLogprobs(const TokenLogprob& token, absl::Span<const TokenLogprob> most_probable) final;
   void OnTokens(absl::Span<const int32_t> ids, absl::string_view text) final;
   void OnEnd(absl::StatusOr<GenerationResult> result) final;
   bool cancelled() const final { return cancelled_; }
 
  protected:
   // Hands on a piece; must not block.
-  virtual void Deliver(absl::Span<const int32_t> ids, absl::string_view text) = 0;
+  virtual void Deliver(const inference::v1::GenerateTextResponse& piece) = 0;
   // Ends the call. `closing` has the fields of the last message when `status` is OK.
   virtual void Close(const absl::Status& status,
                      const inference::v1::GenerateTextResponse& closing) = 0;
@@ -63,6 +64,9 @@ class GenerationSink : public TokenSink {
 
   std::shared_ptr<const ServedModel> model_;
   int prompt_tokens_ = 0;
+  // Of the next piece; kept for their memory.
+  google::protobuf::RepeatedPtrField<inference::v1::TokenLogprobs> logprobs_;
+  inference::v1::GenerateTextResponse piece_;
   int generated_tokens_ = 0;
   // Of the first and the latest tokens; the epoch before them.
   SteadyTime first_tokens_{};

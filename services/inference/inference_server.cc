@@ -16,6 +16,11 @@ constexpr absl::Duration kWriteGrace = absl::Seconds(5);
 // A step takes less, whatever the model: beyond it the engine hangs.
 constexpr absl::Duration kStallLimit = absl::Seconds(60);
 
+constexpr int kMaxHttpHeaderBytes = 16 << 10;
+constexpr int kMaxHttpBodyBytes = 4 << 20;
+constexpr int kMaxHttpConnections = 1024;
+constexpr absl::Duration kHttpTimeout = absl::Seconds(60);
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<InferenceServer>> InferenceServer::Start(
@@ -44,6 +49,7 @@ absl::Status InferenceServer::Open(Clock& clock) {
   ASSIGN_OR_RETURN(cache_, ArtifactCache::Open(config_.cache_directory, jobs));
   EngineOptions engine_options;
   engine_options.num_threads = config_.threads > 0 ? config_.threads : AvailableCpus();
+  engine_options.prefix_cache = config_.prefix_cache;
   engine_options.kv_cache_bytes = int64_t{config_.kv_cache_mib} << 20;
   ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
 
@@ -52,7 +58,8 @@ absl::Status InferenceServer::Open(Clock& clock) {
                                       *engine_, *cache_, metrics_, clock);
   RETURN_IF_ERROR(registry_->Restore());
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
-  inference_service_ = std::make_unique<InferenceServiceImpl>(*engine_, *registry_, metrics_);
+  generator_ = std::make_unique<TextGenerator>(*engine_, *registry_);
+  inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, *registry_, metrics_);
   ServerOptions server_options;
   server_options.listen = config_.listen;
   server_options.allow_insecure_network = config_.allow_insecure_network;
@@ -61,6 +68,22 @@ absl::Status InferenceServer::Open(Clock& clock) {
   ASSIGN_OR_RETURN(
       server_, GrpcServer::Start(server_options, {model_service_.get(), inference_service_.get()},
                                  prometheus_registry_));
+  if (!config_.http_listen.empty()) {
+    openai_api_ = std::make_unique<OpenAiApi>(*generator_, *registry_, metrics_, clock);
+    const HttpServerOptions http_options{.flag = "--http-listen",
+                                         .listen = config_.http_listen,
+                                         .allow_insecure_network = config_.allow_insecure_network,
+                                         .max_header_bytes = kMaxHttpHeaderBytes,
+                                         .max_body_bytes = kMaxHttpBodyBytes,
+                                         .max_connections = kMaxHttpConnections,
+                                         .timeout = kHttpTimeout,
+                                         .refuse = OpenAiApi::Refuse};
+    ASSIGN_OR_RETURN(
+        http_server_,
+        HttpServer::Start(http_options, [this](std::shared_ptr<HttpExchange> exchange) {
+          openai_api_->Handle(std::move(exchange));
+        }));
+  }
   ExportBuildInfo(prometheus_registry_, "quern-inference");
   MetricsEndpointOptions endpoint_options;
   endpoint_options.listen = config_.metrics_listen;
@@ -86,10 +109,13 @@ absl::Status InferenceServer::CheckHealth() const {
 
 void InferenceServer::Shutdown() {
   draining_ = true;
+  // What is under way there ends when the engine has drained.
+  if (http_server_ != nullptr) http_server_->Shutdown(absl::ZeroDuration());
   server_->Shutdown(kWriteGrace, [this] {
     registry_->Drain();
     engine_->Drain(config_.drain_grace);
   });
+  if (http_server_ != nullptr) http_server_->Shutdown(kWriteGrace);
 }
 
 }  // namespace quern

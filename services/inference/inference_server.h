@@ -11,6 +11,7 @@
 
 #include "core/base/clock.h"
 #include "core/engine/engine.h"
+#include "services/common/http_server.h"
 #include "services/common/metrics_endpoint.h"
 #include "services/common/process_metrics.h"
 #include "services/common/server.h"
@@ -20,6 +21,8 @@
 #include "services/inference/metrics.h"
 #include "services/inference/model_registry.h"
 #include "services/inference/model_service.h"
+#include "services/inference/openai_server.h"
+#include "services/inference/text_generator.h"
 
 namespace quern {
 
@@ -33,6 +36,8 @@ class InferenceServer {
   ~InferenceServer();
 
   const std::string& grpc_address() const { return server_->address(); }
+  // "" when there is none.
+  std::string http_address() const { return http_server_ ? http_server_->address() : ""; }
   const std::string& metrics_address() const { return endpoint_->address(); }
 
   // Refuses new requests, lets running ones finish within the configured grace, ends the rest.
@@ -49,11 +54,15 @@ class InferenceServer {
   InferenceMetrics metrics_;
   EngineGauges gauges_;
   ProcessMetrics process_metrics_;
+  // Exchanges that still end must find it.
+  std::unique_ptr<HttpServer> http_server_;
   std::unique_ptr<ArtifactCache> cache_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ModelRegistry> registry_;
   std::unique_ptr<ModelServiceImpl> model_service_;
+  std::unique_ptr<TextGenerator> generator_;
   std::unique_ptr<InferenceServiceImpl> inference_service_;
+  std::unique_ptr<OpenAiApi> openai_api_;
   std::unique_ptr<GrpcServer> server_;
   std::atomic<bool> draining_ = false;
   std::unique_ptr<MetricsEndpoint> endpoint_;

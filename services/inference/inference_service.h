@@ -1,16 +1,14 @@
 #ifndef QUERN_SERVICES_INFERENCE_INFERENCE_SERVICE_H_
 #define QUERN_SERVICES_INFERENCE_INFERENCE_SERVICE_H_
 
-#include <absl/time/time.h>
 #include <quern/inference/v1/inference_service.grpc.pb.h>
 
 #include <memory>
 
-#include "core/engine/engine.h"
-#include "services/common/executor.h"
 #include "services/inference/generation_sink.h"
 #include "services/inference/metrics.h"
 #include "services/inference/model_registry.h"
+#include "services/inference/text_generator.h"
 
 namespace quern {
 
@@ -18,7 +16,8 @@ namespace quern {
 class InferenceServiceImpl final : public inference::v1::InferenceService::CallbackService {
  public:
   // All references must outlive the server.
-  InferenceServiceImpl(Engine& engine, ModelRegistry& registry, InferenceMetrics& metrics);
+  InferenceServiceImpl(TextGenerator& generator, ModelRegistry& registry,
+                       InferenceMetrics& metrics);
 
   grpc::ServerUnaryReactor* GenerateText(grpc::CallbackServerContext* context,
                                          const inference::v1::GenerateTextRequest* request,
@@ -31,18 +30,14 @@ class InferenceServiceImpl final : public inference::v1::InferenceService::Callb
                                         inference::v1::CountTokensResponse* response) override;
 
  private:
-  // Checks, tokenizes and submits on a thread of the executor. `request` lives until `sink` ends
-  // its call.
+  // `request` lives until `sink` ends its call.
   void Begin(const grpc::CallbackServerContext& context,
              const inference::v1::GenerateTextRequest* request,
              std::shared_ptr<GenerationSink> sink);
-  void Prepare(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
-               const std::shared_ptr<GenerationSink>& sink);
 
-  Engine& engine_;
+  TextGenerator& generator_;
   ModelRegistry& registry_;
   InferenceMetrics& metrics_;
-  Executor executor_;
 };
 
 }  // namespace quern

@@ -15,6 +15,8 @@
 
 ABSL_FLAG(std::string, listen, quern::InferenceConfig().listen,
           "HOST:PORT for gRPC; port 0 means any free one");
+ABSL_FLAG(std::string, http_listen, quern::InferenceConfig().http_listen,
+          "HOST:PORT of OpenAI's HTTP API; empty: none");
 ABSL_FLAG(std::string, jobs, quern::InferenceConfig().jobs,
           "HOST:PORT of quern-jobs, where artifacts are pulled from; empty: none");
 ABSL_FLAG(std::string, cache_directory, quern::InferenceConfig().cache_directory,
@@ -25,15 +27,19 @@ ABSL_FLAG(int, threads, quern::InferenceConfig().threads,
           "threads of a step, 0 to 1024; 0 means one for each CPU that this process may use");
 ABSL_FLAG(int, kv_cache_mib, quern::InferenceConfig().kv_cache_mib,
           "MiB of memory for the KV pages of each model, 1 to 1048576");
+ABSL_FLAG(bool, prefix_cache, quern::InferenceConfig().prefix_cache,
+          "prompts that begin alike share the keys and values of what they have in common");
 
 namespace quern {
 namespace {
 
 InferenceConfig ReadConfig(int argc, char** argv) {
   InferenceConfig config;
-  const CommonConfig common = InitService("quern-inference", "Serves quantized models over gRPC.",
-                                          config.metrics_listen, argc, argv);
+  const CommonConfig common =
+      InitService("quern-inference", "Serves quantized models over gRPC and HTTP.",
+                  config.metrics_listen, argc, argv);
   config.listen = absl::GetFlag(FLAGS_listen);
+  config.http_listen = absl::GetFlag(FLAGS_http_listen);
   config.metrics_listen = common.metrics_listen;
   config.allow_insecure_network = common.allow_insecure_network;
   config.ready_file = common.ready_file;
@@ -42,6 +48,7 @@ InferenceConfig ReadConfig(int argc, char** argv) {
   config.model_root = absl::GetFlag(FLAGS_model_root);
   config.threads = absl::GetFlag(FLAGS_threads);
   config.kv_cache_mib = absl::GetFlag(FLAGS_kv_cache_mib);
+  config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
   return config;
 }
 
@@ -59,12 +66,14 @@ int Main(int argc, char** argv) {
     return kExitConfig;
   }
   const absl::Status written =
-      WriteReadyFile(config.ready_file, (*server)->grpc_address(), (*server)->metrics_address());
+      WriteReadyFile(config.ready_file, {.grpc = (*server)->grpc_address(),
+                                         .http = (*server)->http_address(),
+                                         .metrics = (*server)->metrics_address()});
   if (!written.ok()) {
     LOG(ERROR) << "not started: " << written.message();
     return kExitConfig;
   }
-  LOG(INFO) << "serving grpc=" << (*server)->grpc_address()
+  LOG(INFO) << "serving grpc=" << (*server)->grpc_address() << " http=" << (*server)->http_address()
             << " metrics=" << (*server)->metrics_address() << " cache=" << config.cache_directory;
   const int signal = WaitForShutdownSignal();
   LOG(INFO) << "shutting down signal=" << signal;

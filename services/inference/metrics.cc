@@ -251,9 +251,12 @@ EngineGauges::EngineGauges(prometheus::Registry& registry)
           Gauges(registry, "quern_requests_running", "Requests in the engine's batch.").Add({})),
       waiting_(
           Gauges(registry, "quern_requests_waiting", "Requests in the engine's queue.").Add({})),
-      pages_(Gauges(registry, "quern_kv_pages", "KV pages of all models, by state.")),
+      pages_(Gauges(
+          registry, "quern_kv_pages",
+          "KV pages of all models, by state; cached: free, with a prefix to be found again.")),
       pages_used_(pages_.Add({{"state", "used"}})),
       pages_free_(pages_.Add({{"state", "free"}})),
+      pages_cached_(pages_.Add({{"state", "cached"}})),
       usage_ratio_(
           Gauges(registry, "quern_kv_usage_ratio", "Share of the KV pages in use.").Add({})),
       last_step_(Gauges(registry, "quern_engine_last_step_timestamp_seconds",
@@ -262,7 +265,10 @@ EngineGauges::EngineGauges(prometheus::Registry& registry)
       preemptions_total_(Counters(registry, "quern_preemptions_total",
                                   "Requests that lost their KV pages to others and were computed "
                                   "again.")
-                             .Add({})) {}
+                             .Add({})),
+      prefix_cache_tokens_total_(Counters(registry, "quern_prefix_cache_tokens_total",
+                                          "Prompt tokens found in the prefix cache.")
+                                     .Add({})) {}
 
 void EngineGauges::Update(const EngineStats& stats) {
   const double used = static_cast<double>(stats.kv_pages_used);
@@ -270,9 +276,13 @@ void EngineGauges::Update(const EngineStats& stats) {
   running_.Set(stats.requests_running);
   waiting_.Set(stats.requests_waiting);
   pages_used_.Set(used);
-  pages_free_.Set(total - used);
+  const double cached = static_cast<double>(stats.kv_pages_cached);
+  pages_cached_.Set(cached);
+  pages_free_.Set(total - used - cached);
   usage_ratio_.Set(total > 0 ? used / total : 0);
   preemptions_total_.Increment(static_cast<double>(stats.preemptions) - preemptions_total_.Value());
+  prefix_cache_tokens_total_.Increment(static_cast<double>(stats.cached_prompt_tokens) -
+                                       prefix_cache_tokens_total_.Value());
   if (stats.last_step_time != absl::InfinitePast()) {
     last_step_.Set(absl::ToDoubleSeconds(stats.last_step_time - absl::UnixEpoch()));
   }

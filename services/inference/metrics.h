@@ -159,9 +159,11 @@ class EngineGauges {
   prometheus::Family<prometheus::Gauge>& pages_;
   prometheus::Gauge& pages_used_;
   prometheus::Gauge& pages_free_;
+  prometheus::Gauge& pages_cached_;
   prometheus::Gauge& usage_ratio_;
   prometheus::Gauge& last_step_;
   prometheus::Counter& preemptions_total_;
+  prometheus::Counter& prefix_cache_tokens_total_;
 };
 
 }  // namespace quern

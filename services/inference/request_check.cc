@@ -39,42 +39,6 @@ std::string Quoted(absl::string_view text) {
   return absl::StrFormat("\"%s...\" (%d bytes)", text.substr(0, kMaxShown), text.size());
 }
 
-absl::Status CheckSampling(const inference::v1::SamplingParams& sampling) {
-  // Written so that NaN fails.
-  if (const float t = sampling.temperature(); !(t >= 0 && t <= kMaxTemperature)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sampling.temperature must be in [0, ", kMaxTemperature, "], got ", t));
-  }
-  if (sampling.top_k() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sampling.top_k must be 0 (no limit) or more, got ", sampling.top_k()));
-  }
-  if (sampling.has_top_p() && !(sampling.top_p() > 0 && sampling.top_p() <= 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sampling.top_p must be in (0, 1], got ", sampling.top_p()));
-  }
-  if (sampling.has_min_p() && !(sampling.min_p() >= 0 && sampling.min_p() < 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sampling.min_p must be in [0, 1), got ", sampling.min_p()));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckStopSequences(const GenerateTextRequest& request) {
-  if (request.stop_sequences_size() > kMaxStopSequences) {
-    return absl::InvalidArgumentError(absl::StrCat("stop_sequences: at most ", kMaxStopSequences,
-                                                   ", got ", request.stop_sequences_size()));
-  }
-  for (int i = 0; i < request.stop_sequences_size(); ++i) {
-    const size_t size = request.stop_sequences(i).size();
-    if (size < 1 || size > kMaxStopSequenceBytes) {
-      return absl::InvalidArgumentError(absl::StrCat("stop_sequences[", i, "]: must have 1 to ",
-                                                     kMaxStopSequenceBytes, " bytes, has ", size));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CheckChat(const Chat& chat) {
   const int count = chat.messages_size();
   if (count < 1 || count > kMaxChatMessages) {
@@ -230,13 +194,27 @@ absl::Status CheckCreateModel(const CreateModelRequest& request) {
 absl::Status CheckGenerateText(const GenerateTextRequest& request) {
   RETURN_IF_ERROR(ParseModelName(request.model(), "model").status());
   RETURN_IF_ERROR(CheckInput(request));
-  RETURN_IF_ERROR(CheckSampling(request.sampling()));
-  if (request.max_output_tokens() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_output_tokens must be 0 (up to the context) or more, got ",
-                     request.max_output_tokens()));
+  if (request.stop_token_ids_size() > kMaxStopTokenIds) {
+    return absl::InvalidArgumentError(absl::StrCat("stop_token_ids: at most ", kMaxStopTokenIds,
+                                                   ", got ", request.stop_token_ids_size()));
   }
-  return CheckStopSequences(request);
+  return absl::OkStatus();
+}
+
+SamplingParams SamplingOf(const inference::v1::SamplingParams& sampling) {
+  SamplingParams params;
+  params.temperature = sampling.temperature();
+  params.top_k = sampling.top_k();
+  if (sampling.has_typical_p()) params.typical_p = sampling.typical_p();
+  if (sampling.has_top_p()) params.top_p = sampling.top_p();
+  if (sampling.has_min_p()) params.min_p = sampling.min_p();
+  if (sampling.has_repetition_penalty()) params.repetition_penalty = sampling.repetition_penalty();
+  params.presence_penalty = sampling.presence_penalty();
+  params.frequency_penalty = sampling.frequency_penalty();
+  params.logit_bias.insert(sampling.logit_bias().begin(), sampling.logit_bias().end());
+  // All 64 bits are a seed; clients see them as a signed number.
+  if (sampling.has_seed()) params.seed = static_cast<uint64_t>(sampling.seed());
+  return params;
 }
 
 absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& request,
@@ -245,19 +223,18 @@ absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& requ
   GenerationRequest generation;
   ASSIGN_OR_RETURN(generation.prompt, PromptOf(request, model, engine));
   RETURN_IF_ERROR(CheckPrompt(request, model, generation.prompt));
-  const inference::v1::SamplingParams& sampling = request.sampling();
-  generation.sampling.temperature = sampling.temperature();
-  generation.sampling.top_k = sampling.top_k();
-  if (sampling.has_top_p()) generation.sampling.top_p = sampling.top_p();
-  if (sampling.has_min_p()) generation.sampling.min_p = sampling.min_p();
-  // All 64 bits are a seed; clients see them as a signed number.
-  if (sampling.has_seed()) generation.sampling.seed = static_cast<uint64_t>(sampling.seed());
+  generation.sampling = SamplingOf(request.sampling());
   generation.max_output_tokens = request.max_output_tokens();
   generation.stop_sequences.assign(request.stop_sequences().begin(),
                                    request.stop_sequences().end());
+  generation.min_output_tokens = request.min_output_tokens();
+  generation.ignore_end_of_text = request.ignore_end_of_text();
+  if (request.has_num_logprobs()) generation.num_logprobs = request.num_logprobs();
   if (request.has_chat()) {
     generation.stop_ids = ChatStopIds(model.info.chat_format, *model.tokenizer);
   }
+  generation.stop_ids.insert(generation.stop_ids.end(), request.stop_token_ids().begin(),
+                             request.stop_token_ids().end());
   generation.deadline = deadline;
   return generation;
 }

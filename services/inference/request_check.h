@@ -1,8 +1,8 @@
 #ifndef QUERN_SERVICES_INFERENCE_REQUEST_CHECK_H_
 #define QUERN_SERVICES_INFERENCE_REQUEST_CHECK_H_
 
-// Every check of what clients send, and the way from a request that passed to what the engine
-// takes. Each message names the field, what was found and what is allowed.
+// Checks of what clients send that are not the engine's, and the way from a request that passed to
+// what the engine takes. Each message names the field, what was found and what is allowed.
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
@@ -20,9 +20,7 @@ namespace quern {
 // Limits of one request; reference values of peers, see the messages.
 inline constexpr int kMaxPromptBytes = 1 << 20;
 inline constexpr int kMaxChatMessages = 1024;
-inline constexpr int kMaxStopSequences = 4;
-inline constexpr int kMaxStopSequenceBytes = 64;
-inline constexpr float kMaxTemperature = 100;
+inline constexpr int kMaxStopTokenIds = 64;
 
 // [a-z0-9-], 1 to 63 long; `field` goes into the message.
 absl::Status CheckModelId(absl::string_view id, absl::string_view field);
@@ -32,7 +30,7 @@ absl::StatusOr<std::string> ParseModelName(absl::string_view name, absl::string_
 
 absl::Status CheckCreateModel(const inference::v1::CreateModelRequest& request);
 
-// Everything that can be said without the model.
+// What can be said without the model.
 absl::Status CheckGenerateText(const inference::v1::GenerateTextRequest& request);
 
 // Tokenizes the input of a checked request and fits it to `model`. FAILED_PRECONDITION when it

@@ -51,7 +51,8 @@ int Main(int argc, char** argv) {
     return kExitConfig;
   }
   const absl::Status written =
-      WriteReadyFile(config.ready_file, (*server)->grpc_address(), (*server)->metrics_address());
+      WriteReadyFile(config.ready_file,
+                     {.grpc = (*server)->grpc_address(), .metrics = (*server)->metrics_address()});
   if (!written.ok()) {
     LOG(ERROR) << "not started: " << written.message();
     return kExitConfig;

@@ -109,7 +109,7 @@ absl::Status Serve(const WorkerConfig& config) {
   endpoint_options.before_scrape = [&process_metrics] { process_metrics.Update(); };
   ASSIGN_OR_RETURN(std::unique_ptr<MetricsEndpoint> endpoint,
                    MetricsEndpoint::Start(endpoint_options, registry));
-  RETURN_IF_ERROR(WriteReadyFile(config.ready_file, "", endpoint->address()));
+  RETURN_IF_ERROR(WriteReadyFile(config.ready_file, {.metrics = endpoint->address()}));
   LOG(INFO) << "working worker=" << config.name << " jobs=" << config.jobs
             << " metrics=" << endpoint->address();
   std::thread thread([&loop] { loop->Run(); });

@@ -97,6 +97,7 @@ absl::Status Deployment::Start(const std::string& program, std::vector<std::stri
   ASSIGN_OR_RETURN(const Json json, ParseJson(text, ready_file));
   ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, ready_file));
   ASSIGN_OR_RETURN(service.grpc_address, object.String("grpc_address"));
+  ASSIGN_OR_RETURN(service.http_address, object.String("http_address"));
   ASSIGN_OR_RETURN(service.metrics_address, object.String("metrics_address"));
   return absl::OkStatus();
 }
@@ -120,7 +121,8 @@ absl::Status Deployment::StartWorker(const std::vector<std::string>& extra) {
 
 absl::Status Deployment::StartInference(const std::vector<std::string>& extra) {
   return Start("quern-inference",
-               {"--listen=127.0.0.1:0", absl::StrCat("--jobs=", jobs().grpc_address),
+               {"--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0",
+                absl::StrCat("--jobs=", jobs().grpc_address),
                 absl::StrCat("--cache-directory=", cache_directory()),
                 absl::StrCat("--model-root=", model_root()), "--threads=2", "--kv-cache-mib=16"},
                extra);

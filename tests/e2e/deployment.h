@@ -25,6 +25,7 @@ absl::Time E2eDeadline();
 struct Service {
   std::unique_ptr<Subprocess> process;
   std::string grpc_address;  // empty for the worker
+  std::string http_address;  // of quern-inference alone
   std::string metrics_address;
 };
 

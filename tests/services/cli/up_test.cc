@@ -30,13 +30,15 @@ class UpTest : public CliTest {
   void WriteService(const std::string& name, const std::string& body) {
     const std::string path = directory_.Path("bin/" + name);
     OverwriteFile(
-        path, absl::StrCat("#!/bin/sh\n"
-                           "for a in \"$@\"; do case $a in --ready-file=*) f=${a#*=};; esac; done\n"
-                           "echo \"$@\" > ",
-                           path, ".args\n",
-                           "echo '{\"grpc_address\":\"127.0.0.1:11\",\"metrics_address\":"
-                           "\"127.0.0.1:12\",\"pid\":1}' > $f.tmp && mv $f.tmp $f\n",
-                           body, "\n"));
+        path,
+        absl::StrCat(
+            "#!/bin/sh\n"
+            "for a in \"$@\"; do case $a in --ready-file=*) f=${a#*=};; esac; done\n"
+            "echo \"$@\" > ",
+            path, ".args\n",
+            "echo '{\"grpc_address\":\"127.0.0.1:11\",\"http_address\":\"\",\"metrics_address\":"
+            "\"127.0.0.1:12\",\"pid\":1}' > $f.tmp && mv $f.tmp $f\n",
+            body, "\n"));
     ASSERT_EQ(chmod(path.c_str(), 0700), 0);
   }
   std::vector<std::string> UpArguments() const {

@@ -60,13 +60,14 @@ TEST(ReadyFileTest, SaysWhereTheServiceIs) {
   const ScratchDirectory directory;
   const std::string path = directory / "ready";
   ASSERT_OK(RemoveReadyFile(path));
-  ASSERT_OK(WriteReadyFile(path, "127.0.0.1:1", "127.0.0.1:2"));
+  ASSERT_OK(WriteReadyFile(path, {.grpc = "127.0.0.1:1", .metrics = "127.0.0.1:2"}));
   EXPECT_EQ(ReadFile(path, 1000).value(),
-            "{\"grpc_address\":\"127.0.0.1:1\",\"metrics_address\":\"127.0.0.1:2\",\"pid\":" +
+            "{\"grpc_address\":\"127.0.0.1:1\",\"http_address\":\"\",\"metrics_address\":\"127.0.0."
+            "1:2\",\"pid\":" +
                 std::to_string(getpid()) + "}\n");
   ASSERT_OK(RemoveReadyFile(path));
   EXPECT_THAT(ReadFile(path, 1000), StatusIs(StatusCode::kNotFound, testing::_));
-  EXPECT_OK(WriteReadyFile("", "a", "b"));
+  EXPECT_OK(WriteReadyFile("", {.grpc = "a", .metrics = "b"}));
 }
 
 }  // namespace

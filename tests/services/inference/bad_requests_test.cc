@@ -121,19 +121,19 @@ TEST_F(BadRequestsTest, ChatMessages) {
 
 TEST_F(BadRequestsTest, Sampling) {
   for (const float value : {-0.1F, 100.5F, kNan, kInfinity, -kInfinity, 1e30F}) {
-    ExpectInvalid("temperature", "sampling.temperature",
+    ExpectInvalid("temperature", "temperature",
                   [&](auto& request) { request.mutable_sampling()->set_temperature(value); });
   }
   for (const int value : {-1, std::numeric_limits<int32_t>::min()}) {
-    ExpectInvalid("top_k", "sampling.top_k",
+    ExpectInvalid("top_k", "top_k",
                   [&](auto& request) { request.mutable_sampling()->set_top_k(value); });
   }
   for (const float value : {0.0F, -0.5F, 1.0001F, kNan, kInfinity}) {
-    ExpectInvalid("top_p", "sampling.top_p",
+    ExpectInvalid("top_p", "top_p",
                   [&](auto& request) { request.mutable_sampling()->set_top_p(value); });
   }
   for (const float value : {-0.1F, 1.0F, 2.0F, kNan, kInfinity}) {
-    ExpectInvalid("min_p", "sampling.min_p",
+    ExpectInvalid("min_p", "min_p",
                   [&](auto& request) { request.mutable_sampling()->set_min_p(value); });
   }
   EXPECT_GE(num_cases_, 18);
@@ -151,16 +151,16 @@ TEST_F(BadRequestsTest, MaxOutputTokens) {
 }
 
 TEST_F(BadRequestsTest, StopSequences) {
-  ExpectInvalid("five", "stop_sequences: at most 4, got 5", [](auto& request) {
+  ExpectInvalid("five", "there are 5 stop sequences, at most 4", [](auto& request) {
     for (int i = 0; i < 5; ++i) request.add_stop_sequences("x");
   });
-  ExpectInvalid("empty", "stop_sequences[1]", [](auto& request) {
+  ExpectInvalid("empty", "a stop sequence has 0 bytes", [](auto& request) {
     request.add_stop_sequences("x");
     request.add_stop_sequences("");
   });
-  ExpectInvalid("65 bytes", "stop_sequences[0]",
+  ExpectInvalid("65 bytes", "a stop sequence has 65 bytes",
                 [](auto& request) { request.add_stop_sequences(std::string(65, 'x')); });
-  ExpectInvalid("a mebibyte", "stop_sequences[0]",
+  ExpectInvalid("a mebibyte", "a stop sequence has 1048576 bytes",
                 [](auto& request) { request.add_stop_sequences(std::string(1 << 20, 'x')); });
   GenerateTextRequest good = Request();
   for (int i = 0; i < 4; ++i) good.add_stop_sequences(std::string(64, 'x'));

@@ -29,6 +29,7 @@ TEST(InferenceConfigTest, EachFieldIsChecked) {
   };
   expect("--listen", [](auto& config) { config.listen = "nowhere"; });
   expect("--listen", [](auto& config) { config.listen = "0.0.0.0:0"; });
+  expect("--http-listen", [](auto& config) { config.http_listen = "0.0.0.0:80"; });
   expect("--metrics-listen", [](auto& config) { config.metrics_listen = "127.0.0.1:99999"; });
   expect("--jobs", [](auto& config) { config.jobs = "jobs"; });
   expect("--cache-directory", [](auto& config) { config.cache_directory = ""; });
@@ -78,15 +79,17 @@ TEST_F(InferenceBinaryTest, RefusesOtherMachinesWithoutLeave) {
 TEST_F(InferenceBinaryTest, DrainsAtSigterm) {
   const TempDirectory directory;
   ASSERT_OK_AND_ASSIGN(
-      auto process, Subprocess::Start({.argv = {bin_ + "/quern-inference", "--listen=127.0.0.1:0",
-                                                "--metrics-listen=127.0.0.1:0", "--jobs=",
-                                                "--ready-file=" + directory.Path("ready.json"),
-                                                "--cache-directory=" + directory.Path("cache")},
-                                       .capture_error = true}));
+      auto process,
+      Subprocess::Start({.argv = {bin_ + "/quern-inference", "--listen=127.0.0.1:0",
+                                  "--http-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
+                                  "--jobs=", "--ready-file=" + directory.Path("ready.json"),
+                                  "--cache-directory=" + directory.Path("cache")},
+                         .capture_error = true}));
   ASSERT_OK_AND_ASSIGN(const auto line, process->ReadErrorLine(absl::Now() + absl::Seconds(20)));
   EXPECT_THAT(line.value_or(""), HasSubstr("serving grpc=127.0.0.1:"));
   ASSERT_OK_AND_ASSIGN(const std::string ready, ReadFile(directory.Path("ready.json"), 4096));
   EXPECT_THAT(ready, HasSubstr("\"grpc_address\":\"127.0.0.1:"));
+  EXPECT_THAT(ready, HasSubstr("\"http_address\":\"127.0.0.1:"));
   EXPECT_OK(process->Signal(SIGTERM));
   ASSERT_OK_AND_ASSIGN(const ExitStatus status, process->Wait(absl::Now() + absl::Seconds(20)));
   EXPECT_TRUE(status.success()) << status.ToString();

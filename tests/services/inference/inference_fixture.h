@@ -161,6 +161,7 @@ class InferenceServerTest : public testing::Test {
     EXPECT_OK(WriteTinyCheckpoint(directory_.Path("models/long"),
                                   {.max_position_embeddings = 16384, .seed = 7}));
     config_.listen = "127.0.0.1:0";
+    config_.http_listen = "127.0.0.1:0";
     config_.metrics_listen = "127.0.0.1:0";
     config_.jobs = artifacts_.address();
     config_.cache_directory = directory_.Path("cache");

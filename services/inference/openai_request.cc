@@ -1,0 +1,391 @@
+#include "services/inference/openai_request.h"
+
+#include <absl/strings/cord.h>
+#include <absl/strings/match.h>
+#include <absl/strings/numbers.h>
+#include <absl/strings/str_cat.h>
+
+#include <cstdint>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "core/base/status_macros.h"
+
+namespace quern {
+namespace {
+
+using Json = nlohmann::json;
+using inference::v1::Chat;
+using inference::v1::GenerateTextRequest;
+
+constexpr char kParamPayload[] = "quern/param";
+constexpr int kMaxPrompts = kMaxChoices;
+// OpenAI's.
+constexpr int kDefaultCompletionTokens = 16;
+
+absl::Status Invalid(absl::string_view param, absl::string_view message) {
+  absl::Status status = absl::InvalidArgumentError(absl::StrCat(param, ": ", message));
+  status.SetPayload(kParamPayload, absl::Cord(param));
+  return status;
+}
+
+std::string Found(const Json& value) {
+  constexpr size_t kMaxShown = 80;
+  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (text.size() > kMaxShown) text = absl::StrCat(text.substr(0, kMaxShown), "...");
+  return text;
+}
+
+// The fields of one object. Each is taken once; the first fault is kept, and whatever was not taken
+// is one.
+class Fields {
+ public:
+  explicit Fields(const Json& object, std::string prefix = "")
+      : object_(object), prefix_(std::move(prefix)) {}
+
+  // Null when the field is not there or null.
+  const Json* Take(const std::string& name) {
+    taken_.insert(name);
+    const auto it = object_.find(name);
+    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  }
+  void Fail(absl::string_view name, absl::string_view message) {
+    if (status_.ok()) status_ = Invalid(absl::StrCat(prefix_, name), message);
+  }
+  // The fault of a part.
+  void Absorb(const absl::Status& status) { status_.Update(status); }
+  void FailType(const std::string& name, absl::string_view wanted, const Json& found) {
+    Fail(name, absl::StrCat("wanted ", wanted, ", got ", Found(found)));
+  }
+
+  std::optional<bool> Bool(const std::string& name) {
+    const Json* value = Take(name);
+    if (value == nullptr) return std::nullopt;
+    if (!value->is_boolean()) {
+      FailType(name, "true or false", *value);
+      return std::nullopt;
+    }
+    return value->get<bool>();
+  }
+  std::optional<int64_t> Int(const std::string& name,
+                             int64_t least = std::numeric_limits<int32_t>::min(),
+                             int64_t most = std::numeric_limits<int32_t>::max()) {
+    const Json* value = Take(name);
+    if (value == nullptr) return std::nullopt;
+    return AsInt(name, *value, least, most);
+  }
+  std::optional<int64_t> AsInt(const std::string& name, const Json& value, int64_t least,
+                               int64_t most) {
+    const bool fits = value.is_number_unsigned()
+                          ? value.get<uint64_t>() <= static_cast<uint64_t>(most) &&
+                                static_cast<int64_t>(value.get<uint64_t>()) >= least
+                          : value.is_number_integer() && value.get<int64_t>() >= least &&
+                                value.get<int64_t>() <= most;
+    if (!fits) {
+      FailType(name, absl::StrCat("a whole number from ", least, " to ", most), value);
+      return std::nullopt;
+    }
+    return value.get<int64_t>();
+  }
+  std::optional<float> Float(const std::string& name) {
+    const Json* value = Take(name);
+    if (value == nullptr) return std::nullopt;
+    if (!value->is_number()) {
+      FailType(name, "a number", *value);
+      return std::nullopt;
+    }
+    return value->get<float>();
+  }
+  std::optional<std::string> String(const std::string& name) {
+    const Json* value = Take(name);
+    if (value == nullptr) return std::nullopt;
+    if (!value->is_string()) {
+      FailType(name, "a text", *value);
+      return std::nullopt;
+    }
+    return value->get<std::string>();
+  }
+  // Known to OpenAI's API, not to this server: only `harmless` passes, what it means without it.
+  void Refuse(const std::string& name, const Json& harmless = nullptr) {
+    const Json* value = Take(name);
+    if (value != nullptr && *value != harmless) {
+      Fail(name,
+           absl::StrCat("this server does not support it; leave it out (got ", Found(*value), ")"));
+    }
+  }
+  void Ignore(const std::string& name) { taken_.insert(name); }
+
+  absl::Status Finish() {
+    for (auto it = object_.begin(); status_.ok() && it != object_.end(); ++it) {
+      if (!taken_.contains(it.key())) Fail(it.key(), "unknown field");
+    }
+    return status_;
+  }
+
+ private:
+  const Json& object_;
+  const std::string prefix_;
+  std::set<std::string> taken_;
+  absl::Status status_;
+};
+
+absl::StatusOr<Json> ParseObject(absl::string_view body) {
+  Json document = Json::parse(body.begin(), body.end(), nullptr, /*allow_exceptions=*/false);
+  if (document.is_discarded()) {
+    return absl::InvalidArgumentError("the body is no JSON, or its text is not UTF-8");
+  }
+  if (!document.is_object()) {
+    return absl::InvalidArgumentError("the body must be a JSON object");
+  }
+  return document;
+}
+
+void ReadStop(Fields& fields, GenerateTextRequest& request) {
+  const Json* stop = fields.Take("stop");
+  if (stop == nullptr) return;
+  if (stop->is_string()) {
+    request.add_stop_sequences(stop->get<std::string>());
+    return;
+  }
+  if (!stop->is_array()) return fields.FailType("stop", "a text or an array of texts", *stop);
+  for (const Json& text : *stop) {
+    if (!text.is_string()) return fields.FailType("stop", "a text or an array of texts", *stop);
+    request.add_stop_sequences(text.get<std::string>());
+  }
+}
+
+void ReadLogitBias(Fields& fields, inference::v1::SamplingParams& sampling) {
+  const Json* biases = fields.Take("logit_bias");
+  if (biases == nullptr) return;
+  constexpr absl::string_view kWanted = "an object of token ids and numbers";
+  if (!biases->is_object()) return fields.FailType("logit_bias", kWanted, *biases);
+  for (auto it = biases->begin(); it != biases->end(); ++it) {
+    int32_t id = 0;
+    if (!absl::SimpleAtoi(it.key(), &id) || !it->is_number()) {
+      return fields.FailType("logit_bias", kWanted, *biases);
+    }
+    (*sampling.mutable_logit_bias())[id] = it->get<float>();
+  }
+}
+
+// What both kinds of request have; ranges are the engine's to check.
+void ReadCommon(Fields& fields, OpenAiRequest& out, GenerateTextRequest& request) {
+  out.model = fields.String("model").value_or("");
+  if (out.model.empty()) fields.Fail("model", "wanted the name of a model of GET /v1/models");
+  request.set_model(absl::StartsWith(out.model, "models/") ? out.model
+                                                           : absl::StrCat("models/", out.model));
+  out.stream = fields.Bool("stream").value_or(false);
+  if (const Json* options = fields.Take("stream_options"); options != nullptr) {
+    if (!options->is_object()) {
+      fields.FailType("stream_options", "an object", *options);
+    } else if (!out.stream) {
+      fields.Fail("stream_options", "only allowed when stream is true");
+    } else {
+      Fields inner(*options, "stream_options.");
+      out.include_usage = inner.Bool("include_usage").value_or(false);
+      inner.Refuse("include_obfuscation", false);
+      fields.Absorb(inner.Finish());
+    }
+  }
+  inference::v1::SamplingParams& sampling = *request.mutable_sampling();
+  sampling.set_temperature(fields.Float("temperature").value_or(1));
+  if (const auto p = fields.Float("top_p")) sampling.set_top_p(*p);
+  if (const auto k = fields.Int("top_k")) {
+    sampling.set_top_k(static_cast<int32_t>(*k == -1 ? 0 : *k));  // vLLM's "no limit"
+  }
+  if (const auto p = fields.Float("min_p")) sampling.set_min_p(*p);
+  if (const auto p = fields.Float("typical_p")) sampling.set_typical_p(*p);
+  if (const auto p = fields.Float("repetition_penalty")) sampling.set_repetition_penalty(*p);
+  sampling.set_presence_penalty(fields.Float("presence_penalty").value_or(0));
+  sampling.set_frequency_penalty(fields.Float("frequency_penalty").value_or(0));
+  if (const auto seed = fields.Int("seed", std::numeric_limits<int64_t>::min(),
+                                   std::numeric_limits<int64_t>::max())) {
+    sampling.set_seed(*seed);
+  }
+  ReadLogitBias(fields, sampling);
+  ReadStop(fields, request);
+  if (const Json* ids = fields.Take("stop_token_ids"); ids != nullptr) {
+    if (!ids->is_array()) fields.FailType("stop_token_ids", "an array of token ids", *ids);
+    for (const Json& id : ids->is_array() ? *ids : Json::array()) {
+      const auto value = fields.AsInt("stop_token_ids", id, 0, std::numeric_limits<int32_t>::max());
+      if (value.has_value()) request.add_stop_token_ids(static_cast<int32_t>(*value));
+    }
+  }
+  request.set_min_output_tokens(static_cast<int32_t>(fields.Int("min_tokens").value_or(0)));
+  request.set_ignore_end_of_text(fields.Bool("ignore_eos").value_or(false));
+  fields.Ignore("user");
+  fields.Ignore("safety_identifier");
+  fields.Ignore("metadata");
+  fields.Refuse("service_tier", "auto");
+}
+
+int ReadChoices(Fields& fields) {
+  return static_cast<int>(fields.Int("n", 1, kMaxChoices).value_or(1));
+}
+
+// n times each prompt; with a seed, each choice has its own.
+void AddChoices(const GenerateTextRequest& request, const std::string& echo, int n,
+                OpenAiRequest& out) {
+  for (int i = 0; i < n; ++i) {
+    out.choices.push_back({request, echo, /*is_first_of_prompt=*/i == 0});
+    inference::v1::SamplingParams& sampling = *out.choices.back().request.mutable_sampling();
+    if (sampling.has_seed()) {
+      sampling.set_seed(static_cast<int64_t>(static_cast<uint64_t>(sampling.seed()) + i));
+    }
+  }
+}
+
+// The prompts of a completion: a text, ids, or an array of either.
+std::vector<Json> PromptsOf(const Json& prompt) {
+  const bool many = prompt.is_array() && !prompt.empty() &&
+                    (prompt.front().is_string() || prompt.front().is_array());
+  return many ? std::vector<Json>(prompt.begin(), prompt.end()) : std::vector<Json>{prompt};
+}
+
+void ReadContent(Fields& fields, const std::string& name, const Json& content, std::string& out) {
+  constexpr absl::string_view kWanted = "a text or an array of {\"type\": \"text\", \"text\": ...}";
+  if (content.is_string()) {
+    out = content.get<std::string>();
+    return;
+  }
+  if (!content.is_array()) return fields.FailType(name, kWanted, content);
+  for (const Json& part : content) {
+    if (!part.is_object() || part.value("type", Json()) != "text" || !part.contains("text") ||
+        !part["text"].is_string()) {
+      return fields.FailType(name, kWanted, part);
+    }
+    out += part["text"].get<std::string>();
+  }
+}
+
+void ReadMessages(Fields& fields, Chat& chat) {
+  const Json* messages = fields.Take("messages");
+  if (messages == nullptr || !messages->is_array()) {
+    return fields.FailType("messages", "an array of messages",
+                           messages == nullptr ? Json() : *messages);
+  }
+  for (size_t i = 0; i < messages->size(); ++i) {
+    const Json& message = (*messages)[i];
+    const std::string name = absl::StrCat("messages[", i, "]");
+    if (!message.is_object()) return fields.FailType(name, "an object", message);
+    Fields inner(message, absl::StrCat(name, "."));
+    const std::string role = inner.String("role").value_or("");
+    Chat::Message& out = *chat.add_messages();
+    if (role == "system" || role == "developer") {
+      out.set_role(Chat::Message::SYSTEM);
+    } else if (role == "user") {
+      out.set_role(Chat::Message::USER);
+    } else if (role == "assistant") {
+      out.set_role(Chat::Message::ASSISTANT);
+    } else {
+      inner.Fail("role", absl::StrCat("wanted system, developer, user or assistant, got \"",
+                                      role.substr(0, 80), "\""));
+    }
+    if (const Json* content = inner.Take("content"); content != nullptr) {
+      ReadContent(inner, "content", *content, *out.mutable_content());
+    } else {
+      inner.Fail("content", "wanted a text");
+    }
+    inner.Ignore("name");
+    inner.Refuse("refusal");
+    inner.Refuse("audio");
+    inner.Refuse("tool_calls", Json::array());
+    inner.Refuse("function_call");
+    fields.Absorb(inner.Finish());
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<OpenAiRequest> ParseCompletion(absl::string_view body) {
+  ASSIGN_OR_RETURN(const Json document, ParseObject(body));
+  OpenAiRequest out;
+  GenerateTextRequest request;
+  Fields fields(document);
+  ReadCommon(fields, out, request);
+  request.set_max_output_tokens(
+      static_cast<int32_t>(fields.Int("max_tokens", 1).value_or(kDefaultCompletionTokens)));
+  if (const auto count = fields.Int("logprobs", 0, 20)) {
+    request.set_num_logprobs(static_cast<int32_t>(*count));
+  }
+  const bool echo = fields.Bool("echo").value_or(false);
+  if (echo && request.has_num_logprobs()) {
+    fields.Fail("echo", "this server does not support it together with logprobs");
+  }
+  const int n = ReadChoices(fields);
+  fields.Refuse("best_of", n);
+  fields.Refuse("suffix");
+  const Json* prompt = fields.Take("prompt");
+  if (prompt == nullptr) fields.Fail("prompt", "wanted a text, token ids, or an array of either");
+  const std::vector<Json> prompts = prompt == nullptr ? std::vector<Json>() : PromptsOf(*prompt);
+  if (prompts.size() * n > kMaxPrompts) {
+    fields.Fail("prompt", absl::StrCat(prompts.size(), " prompts times n are more than ",
+                                       kMaxPrompts, " choices"));
+  }
+  RETURN_IF_ERROR(fields.Finish());
+  for (const Json& one : prompts) {
+    GenerateTextRequest with_prompt = request;
+    if (one.is_string()) {
+      with_prompt.set_prompt(one.get<std::string>());
+    } else if (one.is_array()) {
+      with_prompt.mutable_prompt_tokens();
+      for (const Json& id : one) {
+        const auto value = fields.AsInt("prompt", id, 0, std::numeric_limits<int32_t>::max());
+        if (value.has_value()) {
+          with_prompt.mutable_prompt_tokens()->add_ids(static_cast<int32_t>(*value));
+        }
+      }
+      if (echo) fields.Fail("echo", "this server supports it only for a prompt that is a text");
+    } else {
+      fields.FailType("prompt", "a text, token ids, or an array of either", one);
+    }
+    AddChoices(with_prompt, echo ? with_prompt.prompt() : "", n, out);
+  }
+  RETURN_IF_ERROR(fields.Finish());
+  return out;
+}
+
+absl::StatusOr<OpenAiRequest> ParseChatCompletion(absl::string_view body) {
+  ASSIGN_OR_RETURN(const Json document, ParseObject(body));
+  OpenAiRequest out;
+  out.chat = true;
+  GenerateTextRequest request;
+  Fields fields(document);
+  ReadCommon(fields, out, request);
+  const auto max_tokens = fields.Int("max_tokens", 1);
+  const auto max_completion_tokens = fields.Int("max_completion_tokens", 1);
+  request.set_max_output_tokens(
+      static_cast<int32_t>(max_completion_tokens.value_or(max_tokens.value_or(0))));
+  const bool logprobs = fields.Bool("logprobs").value_or(false);
+  const auto top_logprobs = fields.Int("top_logprobs", 0, 20);
+  if (logprobs) request.set_num_logprobs(static_cast<int32_t>(top_logprobs.value_or(0)));
+  if (top_logprobs.has_value() && !logprobs) {
+    fields.Fail("top_logprobs", "only allowed when logprobs is true");
+  }
+  const int n = ReadChoices(fields);
+  ReadMessages(fields, *request.mutable_chat());
+  fields.Refuse("response_format", Json{{"type", "text"}});
+  fields.Refuse("tools", Json::array());
+  fields.Refuse("tool_choice", "none");
+  fields.Refuse("functions", Json::array());
+  fields.Refuse("function_call", "none");
+  fields.Refuse("modalities", Json::array({"text"}));
+  fields.Refuse("store", false);
+  for (const char* name : {"audio", "prediction", "reasoning_effort", "verbosity",
+                           "web_search_options", "parallel_tool_calls", "prompt_cache_key"}) {
+    fields.Refuse(name);
+  }
+  RETURN_IF_ERROR(fields.Finish());
+  AddChoices(request, "", n, out);
+  return out;
+}
+
+std::string ParamOf(const absl::Status& status) {
+  const auto payload = status.GetPayload(kParamPayload);
+  return payload.has_value() ? std::string(*payload) : "";
+}
+
+}  // namespace quern

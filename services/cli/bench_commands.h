@@ -10,6 +10,7 @@ namespace quern::cli {
 void AddBenchMachine(CLI::App& bench, Command& command);
 void AddBenchKernels(CLI::App& bench, Command& command);
 void AddBenchModel(CLI::App& bench, Command& command);
+void AddBenchServe(CLI::App& bench, Command& command);
 
 }  // namespace quern::cli
 

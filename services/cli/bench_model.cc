@@ -214,12 +214,13 @@ void AddBenchModel(CLI::App& bench, Command& command) {
 }
 
 void AddBench(CLI::App& app, Command& command) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure speed on this machine");
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed");
   bench->require_subcommand(1);
   bench->fallthrough();
   AddBenchMachine(*bench, command);
   AddBenchKernels(*bench, command);
   AddBenchModel(*bench, command);
+  AddBenchServe(*bench, command);
 }
 
 }  // namespace quern::cli

@@ -191,7 +191,10 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
   grpc::Status StreamGenerateText(
       grpc::ServerContext* context, const inference::v1::GenerateTextRequest* request,
       grpc::ServerWriter<inference::v1::GenerateTextResponse>* writer) override {
-    generated = *request;
+    {
+      MutexLock lock(&mutex_);
+      generated = *request;
+    }
     for (const auto& piece : pieces) writer->Write(piece);
     if (generation_stays_open) StayOpen(context);
     return failure;
@@ -204,6 +207,7 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
     client_left = true;
   }
 
+  Mutex mutex_;  // of `generated`, while calls are under way
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -271,6 +271,35 @@ TEST_F(CommandsTest, Models) {
   EXPECT_THAT(failed.error, HasSubstr("bad bytes"));
 }
 
+TEST_F(CommandsTest, BenchServeSumsUpWhatClientsSaw) {
+  ScriptAnswer();
+  const std::vector<std::string> run = {"bench",
+                                        "serve",
+                                        "m",
+                                        "--rate=20,40",
+                                        "--seconds=1",
+                                        "--prompt-tokens=5",
+                                        "--output-tokens=8"};
+  const Json json = RunJson(run);
+  ASSERT_EQ(json.at("rows").size(), 2U);
+  for (const Json& row : json.at("rows")) {
+    EXPECT_GT(row.at("answered"), 0);
+    EXPECT_EQ(row.at("failures"), Json::object());
+    EXPECT_GT(row.at("firstTokenSeconds").at("p50"), 0.0);
+    EXPECT_GE(row.at("firstTokenSeconds").at("p99"), row.at("firstTokenSeconds").at("p50"));
+    EXPECT_GT(row.at("goodPerSecond"), 0.0);
+  }
+  EXPECT_EQ(services_.generated.model(), "models/m");
+  EXPECT_EQ(services_.generated.prompt_tokens().ids_size(), 5);
+  EXPECT_EQ(services_.generated.max_output_tokens(), 8);
+  EXPECT_TRUE(services_.generated.ignore_end_of_text());
+  // A model that is not there is said at once.
+  services_.failure = grpc::Status(grpc::StatusCode::NOT_FOUND, "no such model");
+  const Result result = RunConnected(run);
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.error, HasSubstr("no such model"));
+}
+
 TEST_F(CommandsTest, CompletePrintsWhatWasGenerated) {
   ScriptAnswer();
   const Result result = RunConnected({"complete", "m", "France:", "--temperature=0.5", "--top-k=4",

@@ -469,12 +469,16 @@ def inference():
             series("Running and waiting", "Requests in the engine's batch and in its queue.",
                    [(f"sum(quern_requests_running{{{INFERENCE}}})", "running"),
                     (f"sum(quern_requests_waiting{{{INFERENCE}}})", "waiting")], empty="?"),
-            series("Tokens in and out", "Prompt tokens computed and tokens generated each second.",
+            series("Tokens in and out", "Prompt tokens taken in and tokens generated each second. "
+                   "Cached: prompt tokens not computed again, as another prompt began alike.",
                    [(rate("quern_prompt_tokens_total", MODEL), "in (prompt)"),
-                    (rate("quern_generated_tokens_total", MODEL), "out (generated)")])]),
+                    (rate("quern_generated_tokens_total", MODEL), "out (generated)"),
+                    (rate("quern_prefix_cache_tokens_total", INFERENCE),
+                     "of these cached (all models)")])]),
         ("Engine", [
-            series("KV pages", "Memory for keys and values, in pages, of all models. When none is "
-                   "free, requests wait or lose theirs.",
+            series("KV pages", "Memory for keys and values, in pages, of all models. Cached pages "
+                   "are free, but prompts that begin alike find them. When none is free or cached, "
+                   "requests wait or lose theirs.",
                    [(f"sum by (state) (quern_kv_pages{{{INFERENCE}}})", "{{state}}")], stack=True,
                    width=6, empty="?"),
             series("Time of a step", "One forward pass of the batch: a token for each running "

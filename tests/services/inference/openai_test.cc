@@ -129,7 +129,7 @@ TEST_F(OpenAiTest, StreamJoinsToTheWholeAnswer) {
     ASSERT_EQ(answer.status, 200);
     EXPECT_THAT(answer.head, HasSubstr("Content-Type: text/event-stream"));
     std::vector<std::string> events = Events(answer.body);
-    ASSERT_GT(events.size(), 3u);
+    ASSERT_GE(events.size(), 3u) << "text, usage and the end at least; pieces may be joined";
     EXPECT_EQ(events.back(), "[DONE]");
     events.pop_back();
     const Json last = Json::parse(events.back());

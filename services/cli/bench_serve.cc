@@ -22,6 +22,7 @@
 #include "core/base/status_macros.h"
 #include "services/cli/bench_commands.h"
 #include "services/cli/bench_table.h"
+#include "services/common/grpc_hand_over.h"
 #include "services/common/status.h"
 
 namespace quern::cli {
@@ -85,20 +86,24 @@ class ServeCall final : public grpc::ClientReadReactor<GenerateTextResponse> {
     outcomes.Begin();
     auto* call = new ServeCall(std::move(request), due, outcomes);
     stub.async()->StreamGenerateText(&call->context_, &call->request_, call);
+    ReleaseToGrpc(call);
     call->StartRead(&call->message_);
     call->StartCall();
   }
 
   void OnReadDone(bool ok) override {
-    if (!ok) return;
+    AcquireFromGrpc(this);
+    if (!ok) return ReleaseToGrpc(this);
     if (message_.token_ids_size() > 0) {
       last_token_ = absl::Now();
       if (num_tokens_ == 0) first_token_ = last_token_;
       num_tokens_ += message_.token_ids_size();
     }
+    ReleaseToGrpc(this);
     StartRead(&message_);
   }
   void OnDone(const grpc::Status& status) override {
+    AcquireFromGrpc(this);
     Outcome outcome{.status = FromGrpcStatus(status)};
     outcome.whole = absl::ToDoubleSeconds(absl::Now() - due_);
     outcome.output_tokens = num_tokens_;

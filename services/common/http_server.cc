@@ -122,9 +122,13 @@ class Exchange final : public HttpExchange {
  public:
   Exchange(HttpRequest request, std::shared_ptr<Connection> connection, uint64_t serial)
       : request_(std::move(request)), connection_(std::move(connection)), serial_(serial) {}
+  // Here on any thread; the connection, should this be its last reference, goes on its own.
   ~Exchange() override {
-    // Ignored when there is an answer.
-    Respond({.status = 500, .body = "internal error\n"});
+    const asio::any_io_executor executor = connection_->executor();
+    asio::post(executor, [connection = std::move(connection_), serial = serial_] {
+      // Ignored when there is an answer.
+      connection->Respond(serial, {.status = 500, .body = "internal error\n"});
+    });
   }
 
   const HttpRequest& request() const override { return request_; }
@@ -165,7 +169,7 @@ class Exchange final : public HttpExchange {
   }
 
   const HttpRequest request_;
-  const std::shared_ptr<Connection> connection_;
+  std::shared_ptr<Connection> connection_;
   const uint64_t serial_;
 };
 

@@ -41,13 +41,11 @@ void Relax() {
 struct ThreadPool::State {
   using Body = absl::FunctionRef<void(int64_t, int64_t)>;
 
-  // In units of a grain. `next` has the region's number in its upper half, so that a thread that
-  // comes late takes nothing of a region that it has not seen; once a chunk is taken, its region
-  // cannot end, and what is said of it stays.
+  // What is left of it, in grains: the end in the upper half, the beginning in the lower. One word,
+  // so that a thread that comes late takes either a part of the region that is there or nothing;
+  // once a part is taken, its region cannot end, and what is said of it stays.
   struct alignas(64) Slice {
-    std::atomic<uint64_t> next{0};
-    std::atomic<uint32_t> end{0};
-    std::atomic<uint32_t> chunk{1};
+    std::atomic<uint64_t> range{0};
   };
 
   explicit State(int threads) : num_threads(threads), slices(threads) {}
@@ -57,19 +55,19 @@ struct ThreadPool::State {
   }
 
   void RunSlice(Slice& slice) {
-    uint64_t next = slice.next.load(std::memory_order_acquire);
+    uint64_t range = slice.range.load(std::memory_order_acquire);
     while (true) {
-      const auto begin = static_cast<uint32_t>(next);
-      const uint32_t end = slice.end.load(std::memory_order_relaxed);
+      const auto begin = static_cast<uint32_t>(range);
+      const auto end = static_cast<uint32_t>(range >> 32);
       if (begin >= end) return;
-      const uint32_t size = std::min(slice.chunk.load(std::memory_order_relaxed), end - begin);
-      if (!slice.next.compare_exchange_weak(next, next + size, std::memory_order_acq_rel,
-                                            std::memory_order_acquire)) {
+      const uint32_t size = std::min(chunk.load(std::memory_order_relaxed), end - begin);
+      if (!slice.range.compare_exchange_weak(range, range + size, std::memory_order_acq_rel,
+                                             std::memory_order_acquire)) {
         continue;
       }
       (*body)(begin * grain, std::min(count, (int64_t{begin} + size) * grain));
       grains_left.fetch_sub(size, std::memory_order_release);
-      next += size;
+      range += size;
     }
   }
 
@@ -91,10 +89,10 @@ struct ThreadPool::State {
     }
   }
 
-  // Makes workers see `next_region`, also those asleep: they say that they are before they look
-  // at the region's number for the last time.
-  void Announce(uint32_t next_region) {
-    region.store(next_region);
+  // Makes workers see a new region, also those asleep: they say that they are before they look at
+  // its number for the last time.
+  void Announce() {
+    ++region;
     if (num_asleep.load() == 0) return;
     { const std::lock_guard<std::mutex> lock(mutex); }
     wake.notify_all();
@@ -111,6 +109,7 @@ struct ThreadPool::State {
   int64_t count = 0;
   int64_t grain = 1;
   const Body* body = nullptr;
+  std::atomic<uint32_t> chunk{1};
   std::atomic<int64_t> grains_left{0};
   std::vector<std::thread> threads;
 };
@@ -124,7 +123,7 @@ ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>(num_thr
 
 ThreadPool::~ThreadPool() {
   state_->stopping = true;
-  state_->Announce(state_->region + 1);
+  state_->Announce();
   for (std::thread& thread : state_->threads) thread.join();
 }
 
@@ -144,18 +143,15 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain,
   state.grain = grain;
   state.body = &body;
   state.grains_left.store(grains, std::memory_order_relaxed);
-  const uint32_t region = state.region.load(std::memory_order_relaxed) + 1;
+  const int64_t chunk = std::max<int64_t>(1, grains / state.num_threads / kChunks);
+  state.chunk.store(static_cast<uint32_t>(chunk), std::memory_order_relaxed);
   for (int thread = 0; thread < state.num_threads; ++thread) {
-    State::Slice& slice = state.slices[thread];
     const int64_t begin = grains * thread / state.num_threads;
     const int64_t end = grains * (thread + 1) / state.num_threads;
-    slice.end.store(static_cast<uint32_t>(end), std::memory_order_relaxed);
-    slice.chunk.store(static_cast<uint32_t>(std::max<int64_t>(1, (end - begin) / kChunks)),
-                      std::memory_order_relaxed);
-    slice.next.store(uint64_t{region} << 32 | static_cast<uint32_t>(begin),
-                     std::memory_order_release);
+    state.slices[thread].range.store(static_cast<uint64_t>(end << 32 | begin),
+                                     std::memory_order_release);
   }
-  state.Announce(region);
+  state.Announce();
   state.Run(0);
   for (int spin = 0; state.grains_left.load(std::memory_order_acquire) != 0; ++spin) {
     // With fewer cores than threads, spinning would keep the worker from running.

@@ -35,6 +35,21 @@ TEST(ThreadPoolTest, RegionsFollowEachOther) {
   for (int64_t value : values) EXPECT_EQ(value, 2000);
 }
 
+TEST(ThreadPoolTest, ThreadsThatComeLateTakeNothingTwice) {
+  // Regions of changing sizes, with nothing between them.
+  ThreadPool pool(4);
+  std::vector<std::atomic<int>> hits(64);
+  for (int round = 0; round < 100'000; ++round) {
+    const int64_t count = 2 + round * 37 % 63;
+    pool.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ++hits[i];
+    });
+    for (int64_t i = 0; i < 64; ++i) {
+      ASSERT_EQ(hits[i].exchange(0), i < count ? 1 : 0) << i << " of " << count;
+    }
+  }
+}
+
 TEST(ThreadPoolTest, NobodyWaitsForAThreadThatHasNothing) {
   // The first chunk to run holds its thread until all others are done: by another thread.
   ThreadPool pool(2);

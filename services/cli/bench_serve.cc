@@ -13,8 +13,8 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -53,28 +53,35 @@ struct Outcome {
   int output_tokens = 0;
 };
 
-// Outcomes of one rate, and how many are still to come. Thread-safe.
+// Outcomes of one rate, and the calls still to come. Thread-safe.
 class Outcomes {
  public:
-  void Begin() {
+  void Begin(grpc::ClientContext* call) {
     MutexLock lock(&mutex_);
-    ++num_open_;
+    open_.insert(call);
   }
-  void Add(Outcome outcome) {
+  void Add(grpc::ClientContext* call, Outcome outcome) {
     MutexLock lock(&mutex_);
     outcomes_.push_back(std::move(outcome));
-    if (--num_open_ == 0) became_idle_.SignalAll();
+    open_.erase(call);
+    if (open_.empty()) became_idle_.SignalAll();
   }
-  std::vector<Outcome> Wait() {
+  // Of all that have begun; those still open are cancelled when the user interrupts.
+  std::vector<Outcome> Wait(const Interrupt& interrupt) {
     MutexLock lock(&mutex_);
-    while (num_open_ > 0) became_idle_.Wait(&mutex_);
+    while (!open_.empty()) {
+      if (interrupt.interrupted()) {
+        for (grpc::ClientContext* call : open_) call->TryCancel();
+      }
+      became_idle_.WaitWithTimeout(&mutex_, absl::Milliseconds(100));
+    }
     return std::move(outcomes_);
   }
 
  private:
   Mutex mutex_;
   CondVar became_idle_;
-  int num_open_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<grpc::ClientContext*> open_ ABSL_GUARDED_BY(mutex_);
   std::vector<Outcome> outcomes_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -83,8 +90,8 @@ class ServeCall final : public grpc::ClientReadReactor<GenerateTextResponse> {
  public:
   static void Start(InferenceService::Stub& stub, GenerateTextRequest request, absl::Time due,
                     Outcomes& outcomes) {
-    outcomes.Begin();
     auto* call = new ServeCall(std::move(request), due, outcomes);
+    outcomes.Begin(&call->context_);
     stub.async()->StreamGenerateText(&call->context_, &call->request_, call);
     ReleaseToGrpc(call);
     call->StartRead(&call->message_);
@@ -111,7 +118,7 @@ class ServeCall final : public grpc::ClientReadReactor<GenerateTextResponse> {
     if (num_tokens_ > 1) {
       outcome.next_token = absl::ToDoubleSeconds(last_token_ - first_token_) / (num_tokens_ - 1);
     }
-    outcomes_.Add(std::move(outcome));
+    outcomes_.Add(&context_, std::move(outcome));
     delete this;
   }
 
@@ -158,7 +165,7 @@ std::vector<Outcome> Run(InferenceService::Stub& stub, const ServeOptions& optio
     absl::SleepFor(due - absl::Now());
     ServeCall::Start(stub, std::move(request), due, outcomes);
   }
-  return outcomes.Wait();
+  return outcomes.Wait(interrupt);
 }
 
 struct Summary {
@@ -187,7 +194,7 @@ Summary Summarize(const std::vector<Outcome>& outcomes, const ServeOptions& opti
   return summary;
 }
 
-std::string Milliseconds(double seconds) { return absl::StrFormat("%.0f ms", seconds * 1e3); }
+std::string Milliseconds(double seconds) { return absl::StrFormat("%.1f ms", seconds * 1e3); }
 
 absl::Status RunServe(const ServeOptions& options, const Context& context, Interrupt& interrupt) {
   ASSIGN_OR_RETURN(const auto channel, context.Inference());
@@ -218,31 +225,30 @@ absl::Status RunServe(const ServeOptions& options, const Context& context, Inter
       failed += count;
       failures[code] = count;
     }
-    const auto p = [](const std::vector<double>& values, double share) {
-      return Percentile(values, share);
-    };
-    out.Add({absl::StrFormat("%g", rate), absl::StrCat(summary.first.size()), absl::StrCat(failed),
-             Milliseconds(p(summary.first, 0.5)), Milliseconds(p(summary.first, 0.99)),
-             Milliseconds(p(summary.next, 0.5)), Milliseconds(p(summary.next, 0.99)),
-             absl::StrFormat("%.1f s", p(summary.whole, 0.99)), absl::StrFormat("%.1f", tokens),
-             absl::StrFormat("%.2f", good)},
-            {{"requestsPerSecond", rate},
-             {"answered", static_cast<int64_t>(summary.first.size())},
-             {"failures", failures},
-             {"firstTokenSeconds",
-              {{"p50", p(summary.first, 0.5)},
-               {"p90", p(summary.first, 0.9)},
-               {"p99", p(summary.first, 0.99)}}},
-             {"nextTokenSeconds",
-              {{"p50", p(summary.next, 0.5)},
-               {"p90", p(summary.next, 0.9)},
-               {"p99", p(summary.next, 0.99)}}},
-             {"wholeSeconds",
-              {{"p50", p(summary.whole, 0.5)},
-               {"p90", p(summary.whole, 0.9)},
-               {"p99", p(summary.whole, 0.99)}}},
-             {"outputTokensPerSecond", tokens},
-             {"goodPerSecond", good}});
+    out.Add(
+        {absl::StrFormat("%g", rate), absl::StrCat(summary.first.size()), absl::StrCat(failed),
+         Milliseconds(Percentile(summary.first, 0.5)),
+         Milliseconds(Percentile(summary.first, 0.99)), Milliseconds(Percentile(summary.next, 0.5)),
+         Milliseconds(Percentile(summary.next, 0.99)),
+         absl::StrFormat("%.1f s", Percentile(summary.whole, 0.99)),
+         absl::StrFormat("%.1f", tokens), absl::StrFormat("%.2f", good)},
+        {{"requestsPerSecond", rate},
+         {"answered", static_cast<int64_t>(summary.first.size())},
+         {"failures", failures},
+         {"firstTokenSeconds",
+          {{"p50", Percentile(summary.first, 0.5)},
+           {"p90", Percentile(summary.first, 0.9)},
+           {"p99", Percentile(summary.first, 0.99)}}},
+         {"nextTokenSeconds",
+          {{"p50", Percentile(summary.next, 0.5)},
+           {"p90", Percentile(summary.next, 0.9)},
+           {"p99", Percentile(summary.next, 0.99)}}},
+         {"wholeSeconds",
+          {{"p50", Percentile(summary.whole, 0.5)},
+           {"p90", Percentile(summary.whole, 0.9)},
+           {"p99", Percentile(summary.whole, 0.99)}}},
+         {"outputTokensPerSecond", tokens},
+         {"goodPerSecond", good}});
   }
   out.Finish({{"model", options.model},
               {"seconds", options.seconds},

@@ -106,6 +106,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool is_head_ = false;
   bool watching_ = false;
   bool sending_ = false;
+  bool sending_last_ = false;  // and nothing of the answer follows
   bool gone_ = false;
   bool in_exchange_ = false;
   std::function<void()> on_gone_;
@@ -311,6 +312,7 @@ void Connection::SendWhole(HttpResponse response, bool keep_alive) {
     self->OnSent(error);
   };
   sending_ = true;
+  sending_last_ = true;
   if (is_head_) {
     http::async_write_header(stream_, *serializer_, done);
   } else {
@@ -354,7 +356,7 @@ void Connection::SendNextPiece() {
   sending_ = true;
   Expire();
   if (pieces_.empty()) {
-    serializer_.emplace(response_);  // marks that the last chunk is on its way
+    sending_last_ = true;
     asio::async_write(stream_, http::make_chunk_last(), done);
     return;
   }
@@ -374,8 +376,7 @@ void Connection::OnSent(beast::error_code error) {
     if (!pieces_.empty()) SendNextPiece();
     return;
   }
-  // Ending: a whole answer is one write, a stream ends with its last chunk.
-  if (!serializer_.has_value()) return SendNextPiece();
+  if (!sending_last_) return SendNextPiece();
   EndExchange();
   if (!keep_alive_ || gone_) {
     if (!watching_ && !gone_) Linger();
@@ -403,7 +404,7 @@ void Connection::Discard() {
 }
 
 void Connection::EndExchange() {
-  serializer_.reset();
+  sending_last_ = false;
   on_gone_ = nullptr;
   ++serial_;
   if (!std::exchange(in_exchange_, false)) return;

@@ -22,7 +22,6 @@ using inference::v1::Chat;
 using inference::v1::GenerateTextRequest;
 
 constexpr char kParamPayload[] = "quern/param";
-constexpr int kMaxPrompts = kMaxChoices;
 // OpenAI's.
 constexpr int kDefaultCompletionTokens = 16;
 
@@ -321,9 +320,9 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(absl::string_view body) {
   const Json* prompt = fields.Take("prompt");
   if (prompt == nullptr) fields.Fail("prompt", "wanted a text, token ids, or an array of either");
   const std::vector<Json> prompts = prompt == nullptr ? std::vector<Json>() : PromptsOf(*prompt);
-  if (prompts.size() * n > kMaxPrompts) {
+  if (prompts.size() * n > kMaxChoices) {
     fields.Fail("prompt", absl::StrCat(prompts.size(), " prompts times n are more than ",
-                                       kMaxPrompts, " choices"));
+                                       kMaxChoices, " choices"));
   }
   RETURN_IF_ERROR(fields.Finish());
   for (const Json& one : prompts) {

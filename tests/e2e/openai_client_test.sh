@@ -1,25 +1,7 @@
 #!/usr/bin/env bash
 # OpenAI's own Python package against a real server.
 set -euo pipefail
-: "${QUERN_BIN_DIR:?set by ctest}" "${QUERN_SOURCE_DIR:?set by ctest}"
-python=$QUERN_SOURCE_DIR/.cache/python/bin/python
-[ -x "$python" ] || { echo "$python is missing: run deploy/install.sh --tests" >&2; exit 1; }
-work=$(mktemp -d)
-up=
-cleanup() {
-  [ -z "$up" ] || { kill -TERM "$up" 2>/dev/null && wait "$up" || true; }
-  rm -rf "$work"
-}
-trap cleanup EXIT
+source "$(dirname "$0")/up.bash"
 
-"$QUERN_BIN_DIR/write_tiny_checkpoint" "$work/models/tiny"
-"$QUERN_BIN_DIR/quern" --data-directory "$work/state" up --model-root "$work/models" --threads 1 >"$work/up.log" 2>&1 &
-up=$!
-for _ in $(seq 600); do
-  [ ! -s "$work/state/quern.json" ] || break
-  kill -0 "$up" || { cat "$work/up.log"; exit 1; }
-  sleep 0.1
-done
 "$QUERN_BIN_DIR/quern" --data-directory "$work/state" models load tiny --checkpoint tiny
-address=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["inference_http"])' "$work/state/quern.json")
-"$python" "$QUERN_SOURCE_DIR/tests/e2e/openai_client.py" "$address" || { cat "$work/up.log"; exit 1; }
+"$python" "$QUERN_SOURCE_DIR/tests/e2e/openai_client.py" "$(address inference_http)" || { cat "$work/up.log"; exit 1; }

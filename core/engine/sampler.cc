@@ -167,7 +167,8 @@ absl::Span<const float> AdjustLogits(absl::Span<const float> logits, const Sampl
   std::vector<int32_t>& counts = scratch.counts;
   for (int32_t id : context.output) ++counts[id];
   const auto repeat = [&](int32_t id) {
-    out[id] *= out[id] > 0 ? 1 / params.repetition_penalty : params.repetition_penalty;
+    const float penalty = params.repetition_penalty;
+    out[id] = out[id] > 0 ? out[id] / penalty : out[id] * penalty;
   };
   for (int32_t id : context.output) {
     if (counts[id] == 0) continue;  // done, further up

@@ -87,8 +87,8 @@ install_python() {
 install_packages
 [ -z "$libtorch" ] || install_libtorch
 case "$groups" in
-  # What the README's Python example imports, OpenAI's client, Grafana's schema for the boards, and what reads
-  # docker-compose's answers.
+  # What the README's Python example imports, OpenAI's client, Grafana's schema for the boards, and
+  # what reads docker-compose's answers.
   *test) install_python python grpcio==1.66.2 grpcio-tools==1.66.2 PyYAML==6.0.3 openai==3.57.0 \
     'grafana-foundation-sdk==1769699379!11.6.0' ;;
   # Debian's podman-compose knows no profiles.

@@ -69,7 +69,8 @@ void GenerationSink::OnLogprobs(const TokenLogprob& token,
   const auto fill = [&](const TokenLogprob& from, inference::v1::TokenLogprobs::Candidate* to) {
     to->set_token_id(from.id);
     to->set_logprob(from.logprob);
-    if (model_->tokenizer != nullptr) to->set_text(model_->tokenizer->Decode({&from.id, 1}));
+    if (model_->tokenizer == nullptr) return;
+    to->set_text(model_->tokenizer->Decode({&from.id, 1}, /*keep_special=*/true));
   };
   inference::v1::TokenLogprobs* logprobs = logprobs_.Add();
   fill(token, logprobs->mutable_token());

@@ -104,7 +104,8 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
     : requests_family_(Counters(registry, "quern_requests_total",
                                 "Requests for a served model, by how they ended.")),
       prompt_tokens_family_(
-          Counters(registry, "quern_prompt_tokens_total", "Prompt tokens taken in, those found in the prefix cache included.")),
+          Counters(registry, "quern_prompt_tokens_total",
+                   "Prompt tokens taken in, those found in the prefix cache included.")),
       generated_tokens_family_(
           Counters(registry, "quern_generated_tokens_total", "Tokens generated.")),
       discarded_tokens_family_(

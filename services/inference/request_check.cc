@@ -145,6 +145,22 @@ absl::Status CheckPrompt(const GenerateTextRequest& request, const ServedModel& 
   return absl::OkStatus();
 }
 
+SamplingParams SamplingOf(const inference::v1::SamplingParams& sampling) {
+  SamplingParams params;
+  params.temperature = sampling.temperature();
+  params.top_k = sampling.top_k();
+  if (sampling.has_typical_p()) params.typical_p = sampling.typical_p();
+  if (sampling.has_top_p()) params.top_p = sampling.top_p();
+  if (sampling.has_min_p()) params.min_p = sampling.min_p();
+  if (sampling.has_repetition_penalty()) params.repetition_penalty = sampling.repetition_penalty();
+  params.presence_penalty = sampling.presence_penalty();
+  params.frequency_penalty = sampling.frequency_penalty();
+  params.logit_bias.insert(sampling.logit_bias().begin(), sampling.logit_bias().end());
+  // All 64 bits are a seed; clients see them as a signed number.
+  if (sampling.has_seed()) params.seed = static_cast<uint64_t>(sampling.seed());
+  return params;
+}
+
 }  // namespace
 
 absl::Status CheckModelId(absl::string_view id, absl::string_view field) {
@@ -199,22 +215,6 @@ absl::Status CheckGenerateText(const GenerateTextRequest& request) {
                                                    ", got ", request.stop_token_ids_size()));
   }
   return absl::OkStatus();
-}
-
-SamplingParams SamplingOf(const inference::v1::SamplingParams& sampling) {
-  SamplingParams params;
-  params.temperature = sampling.temperature();
-  params.top_k = sampling.top_k();
-  if (sampling.has_typical_p()) params.typical_p = sampling.typical_p();
-  if (sampling.has_top_p()) params.top_p = sampling.top_p();
-  if (sampling.has_min_p()) params.min_p = sampling.min_p();
-  if (sampling.has_repetition_penalty()) params.repetition_penalty = sampling.repetition_penalty();
-  params.presence_penalty = sampling.presence_penalty();
-  params.frequency_penalty = sampling.frequency_penalty();
-  params.logit_bias.insert(sampling.logit_bias().begin(), sampling.logit_bias().end());
-  // All 64 bits are a seed; clients see them as a signed number.
-  if (sampling.has_seed()) params.seed = static_cast<uint64_t>(sampling.seed());
-  return params;
 }
 
 absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& request,

@@ -46,7 +46,9 @@ class StrictBuilder : public nlohmann::json_sax<Json> {
   }
   bool parse_error(size_t position, const std::string&,
                    const nlohmann::detail::exception& error) override {
-    error_ = absl::StrCat("byte ", position, ": ", absl::CEscape(error.what()));
+    // It quotes what it read last, which may be all there is.
+    error_ = absl::StrCat("byte ", position, ": ",
+                          absl::CEscape(absl::string_view(error.what()).substr(0, 200)));
     return false;
   }
 

@@ -177,6 +177,12 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
                                                      info_.config.vocab_size));
     }
   }
+  for (const int32_t id : request.stop_ids) {
+    if (id < 0 || id >= info_.config.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a stop id is ", id, ", the vocabulary has ", info_.config.vocab_size));
+    }
+  }
   if (request.min_output_tokens < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("min_output_tokens is ", request.min_output_tokens, ", wanted 0 or more"));

@@ -7,17 +7,16 @@
 
 #include <cstdint>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <utility>
 
+#include "core/base/json.h"
 #include "core/base/status_macros.h"
 
 namespace quern {
 namespace {
 
-using Json = nlohmann::json;
 using inference::v1::Chat;
 using inference::v1::GenerateTextRequest;
 
@@ -132,10 +131,7 @@ class Fields {
 };
 
 absl::StatusOr<Json> ParseObject(absl::string_view body) {
-  Json document = Json::parse(body.begin(), body.end(), nullptr, /*allow_exceptions=*/false);
-  if (document.is_discarded()) {
-    return absl::InvalidArgumentError("the body is no JSON, or its text is not UTF-8");
-  }
+  ASSIGN_OR_RETURN(Json document, ParseJson(body, "the body"));
   if (!document.is_object()) {
     return absl::InvalidArgumentError("the body must be a JSON object");
   }

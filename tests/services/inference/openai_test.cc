@@ -1,46 +1,16 @@
 // OpenAI's HTTP API by raw sockets, beside gRPC on the same server.
 
-#include <absl/strings/match.h>
 #include <absl/strings/str_split.h>
 
 #include <nlohmann/json.hpp>
 
 #include "tests/services/inference/inference_fixture.h"
+#include "tests/services/inference/openai_client.h"
 
 namespace quern {
 namespace {
 
-using Json = nlohmann::json;
 using testing::HasSubstr;
-
-struct Answer {
-  int status = 0;
-  std::string head;
-  std::string body;  // chunks joined
-  Json json() const { return Json::parse(body); }
-};
-
-Answer Parse(const std::string& bytes) {
-  Answer answer;
-  const size_t end = bytes.find("\r\n\r\n");
-  EXPECT_NE(end, std::string::npos) << bytes;
-  if (end == std::string::npos) return answer;
-  answer.head = bytes.substr(0, end);
-  EXPECT_TRUE(absl::SimpleAtoi(answer.head.substr(9, 3), &answer.status)) << answer.head;
-  std::string rest = bytes.substr(end + 4);
-  if (!absl::StrContains(answer.head, "chunked")) {
-    answer.body = rest;
-    return answer;
-  }
-  while (!rest.empty()) {
-    size_t used = 0;
-    const size_t size = std::stoul(rest, &used, 16);
-    answer.body += rest.substr(used + 2, size);
-    if (size == 0) break;
-    rest = rest.substr(used + 2 + size + 2);
-  }
-  return answer;
-}
 
 // The data of server-sent events.
 std::vector<std::string> Events(const std::string& body) {
@@ -54,12 +24,6 @@ std::vector<std::string> Events(const std::string& body) {
 
 class OpenAiTest : public InferenceServerTest {
  protected:
-  static std::string PostBytes(const std::string& path, const std::string& body,
-                               const std::string& type = "application/json") {
-    return absl::StrCat("POST ", path,
-                        " HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: ", type,
-                        "\r\nContent-Length: ", body.size(), "\r\n\r\n", body);
-  }
   Answer Send(const std::string& bytes) { return Parse(Exchange(server_->http_address(), bytes)); }
   Answer Post(const std::string& path, const Json& body) {
     return Send(PostBytes(path, body.dump()));
@@ -80,9 +44,6 @@ class OpenAiTest : public InferenceServerTest {
 
   int num_refused_ = 0;
 };
-
-constexpr char kCompletions[] = "/v1/completions";
-constexpr char kChat[] = "/v1/chat/completions";
 
 Json CompletionBody() {
   return {{"model", "tiny"},

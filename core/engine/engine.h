@@ -77,6 +77,13 @@ enum class FinishReason {
   kContextFull,  // the last token has no room for its keys and values
 };
 
+// Of the requests that wait those of higher priority are admitted first, and they lose their pages
+// last. One that is older than kPriorityAgeing and still waits counts as kHigh, so that none waits
+// for ever.
+enum class Priority { kLow, kNormal, kHigh };
+inline constexpr int kNumPriorities = 3;
+inline constexpr absl::Duration kPriorityAgeing = absl::Minutes(1);
+
 struct GenerationRequest {
   std::vector<int32_t> prompt;
   SamplingParams sampling;
@@ -93,9 +100,11 @@ struct GenerationRequest {
   bool ignore_end_of_text = false;
   // Ids that end the text beside the model's own end-of-text ids (a chat format's).
   std::vector<int32_t> stop_ids;
-  // Requests with the same key share what the prefix cache holds: that of a principal, so that
-  // nobody can find out by timing what another one asked.
-  std::string prefix_cache_key;
+  // Who asks; empty when that is not known. Principals get equal shares of the tokens. Only
+  // requests of the same one share what the prefix cache holds, so that nobody can find out by
+  // timing what another one asked.
+  std::string principal;
+  Priority priority = Priority::kNormal;
   // Expired requests are dropped with DEADLINE_EXCEEDED, also while queued.
   absl::Time deadline = absl::InfiniteFuture();
 };

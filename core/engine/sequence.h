@@ -16,6 +16,8 @@
 
 namespace quern {
 
+struct PrincipalAccount;
+
 using LogitsFn = std::function<void(int position, absl::Span<const float> logits)>;
 
 // What a request is inside the engine. Made by the caller's thread, then the engine thread's alone.
@@ -24,14 +26,15 @@ struct Sequence {
   // PageLease.
   Sequence(GenerationRequest request_in, std::shared_ptr<TokenSink> sink_in, LogitsFn on_logits_in,
            TextStream text_in, KvPagePool* pool, uint64_t prefix_root, absl::Time now)
-      : request(std::move(request_in)),
+      : tokens(std::move(request_in.prompt)),
+        num_prompt_tokens(static_cast<int>(tokens.size())),
+        request(std::move(request_in)),
         sink(std::move(sink_in)),
         on_logits(std::move(on_logits_in)),
-        tokens(request.prompt),
-        num_prompt_tokens(static_cast<int>(request.prompt.size())),
         text(std::move(text_in)),
         pages(pool, prefix_root),
-        submit_time(now) {}
+        submit_time(now),
+        priority(request.priority) {}
 
   int num_tokens() const { return static_cast<int>(tokens.size()); }
   // Tokens the next steps must compute: 1 in decode, more in a prefill (also one that is done
@@ -40,12 +43,12 @@ struct Sequence {
   int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
   bool scoring() const { return on_logits != nullptr; }
 
-  const GenerationRequest request;
+  std::vector<int32_t> tokens;  // the prompt and what was sampled
+  const int num_prompt_tokens;
+  const GenerationRequest request;  // its prompt has gone to `tokens`
   const std::shared_ptr<TokenSink> sink;
   const LogitsFn on_logits;
 
-  std::vector<int32_t> tokens;  // the prompt and what was sampled
-  const int num_prompt_tokens;
   int num_computed = 0;  // leading tokens whose keys and values are in `pages`
   int num_scored = 0;    // leading tokens whose logits went to on_logits
   int num_cached = 0;    // leading tokens whose keys and values were there at the first admission
@@ -58,6 +61,14 @@ struct Sequence {
   const absl::Time submit_time;
   absl::Time admit_time = absl::InfiniteFuture();  // first
   absl::Time first_token_time = absl::InfiniteFuture();
+
+  // The scheduler's.
+  int64_t order = 0;                    // of arrival
+  Priority priority;                    // the request's, raised when it waits for long
+  PrincipalAccount* account = nullptr;  // while the scheduler has it
+  // That `account` was charged for: leading tokens of the prompt, and tokens of the answer.
+  int num_charged_prompt = 0;
+  int num_charged_output = 0;
 };
 
 }  // namespace quern

@@ -135,7 +135,7 @@ std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
   TextStream text(tokenizer_, continues_text, request.stop_sequences);
   // A scoring wants the logits of every token.
   const uint64_t prefix_root =
-      prefix_cache_ && on_logits == nullptr ? PrefixRoot(request.prefix_cache_key) : 0;
+      prefix_cache_ && on_logits == nullptr ? PrefixRoot(request.principal) : 0;
   auto sequence =
       std::make_unique<Sequence>(std::move(request), std::move(sink), std::move(on_logits),
                                  std::move(text), &pages_, prefix_root, clock_->Now());

@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "core/engine/kv_pages.h"
-#include "tests/core/engine/engine_test_util.h"
+#include "tests/core/engine/scheduler_test_util.h"
 
 namespace quern {
 namespace {
@@ -113,48 +113,6 @@ TEST(KvPagesTest, TheSamePrefixComputedTwiceIsKeptOnce) {
   EXPECT_EQ(pool.num_free(), 8);
   EXPECT_EQ(pool.num_cached(), 2);
 }
-
-class SchedulerTest : public testing::Test {
- protected:
-  void Make(SchedulerLimits limits, int num_pages) {
-    pool_ = std::make_unique<KvPagePool>(num_pages, limits.page_tokens);
-    scheduler_ = std::make_unique<Scheduler>(limits, pool_.get());
-  }
-
-  Sequence* Add(int prompt_tokens, bool scoring = false) {
-    GenerationRequest request{.prompt = std::vector<int32_t>(prompt_tokens, 1)};
-    auto sequence = std::make_unique<Sequence>(
-        request, nullptr, scoring ? LogitsFn([](int, absl::Span<const float>) {}) : LogitsFn(),
-        TextStream(nullptr, false, {}), pool_.get(), 0, absl::Now());
-    Sequence* result = sequence.get();
-    scheduler_->Add(std::move(sequence));
-    return result;
-  }
-
-  // One step as the engine does it: every sequence whose tokens are all computed gets another.
-  const std::vector<ScheduledRun>& Step() {
-    const std::vector<ScheduledRun>& plan = scheduler_->Plan(absl::Now());
-    for (const ScheduledRun& run : plan) {
-      const int capacity = run.sequence->pages.size() * 4;
-      EXPECT_LE(run.sequence->num_computed + run.num_tokens, capacity) << "pages are missing";
-      run.sequence->num_computed += run.num_tokens;
-      if (run.sequence->scoring()) {
-        run.sequence->num_scored += run.num_logits;
-      } else if (run.num_logits == 1) {
-        run.sequence->tokens.push_back(1);
-      }
-    }
-    return plan;
-  }
-
-  static int Tokens(const std::vector<ScheduledRun>& plan) {
-    return std::accumulate(plan.begin(), plan.end(), 0,
-                           [](int sum, const ScheduledRun& run) { return sum + run.num_tokens; });
-  }
-
-  std::unique_ptr<KvPagePool> pool_;
-  std::unique_ptr<Scheduler> scheduler_;
-};
 
 TEST_F(SchedulerTest, DecodeGoesFirstAndPrefillFillsTheStep) {
   Make({.max_step_tokens = 8, .max_sequences = 4, .max_logits = 8, .page_tokens = 4}, 100);

@@ -3,6 +3,7 @@
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -11,6 +12,23 @@
 
 namespace quern {
 namespace {
+
+// Says when a block is done.
+class ReportingOps : public KernelOps {
+ public:
+  template <typename... Args>
+  explicit ReportingOps(const std::function<void()>& on_block, Args&&... args)
+      : KernelOps(std::forward<Args>(args)...), on_block_(on_block) {}
+
+  FloatRows AddMlpOutput(const CpuBlock& block, FloatRows residual, FloatRows mlp) {
+    const FloatRows y = KernelOps::AddMlpOutput(block, residual, mlp);
+    on_block_();
+    return y;
+  }
+
+ private:
+  const std::function<void()>& on_block_;
+};
 
 // As many pages as the limit pays for, and no more than all sequences of a step can fill.
 absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimits& limits) {
@@ -34,12 +52,10 @@ absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimi
 
 class CpuModel final : public BackendModel {
  public:
-  static absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
-                                                            const LoadOptions& options,
-                                                            const BackendLimits& limits,
-                                                            const kernels::KernelTable& kernels,
-                                                            ThreadPool* pool) {
-    auto model = std::make_unique<CpuModel>(kernels, pool);
+  static absl::StatusOr<std::unique_ptr<BackendModel>> Load(
+      const ModelSource& source, const LoadOptions& options, const BackendLimits& limits,
+      const kernels::KernelTable& kernels, ThreadPool* pool, std::function<void()> on_block) {
+    auto model = std::make_unique<CpuModel>(kernels, pool, std::move(on_block));
     RETURN_IF_ERROR(source.config().Validate());
     // Before the weights: it is quick to fail.
     ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
@@ -49,11 +65,11 @@ class CpuModel final : public BackendModel {
     return model;
   }
 
-  CpuModel(const kernels::KernelTable& kernels, ThreadPool* pool)
-      : kernels_(kernels), pool_(pool) {}
+  CpuModel(const kernels::KernelTable& kernels, ThreadPool* pool, std::function<void()> on_block)
+      : kernels_(kernels), pool_(pool), on_block_(std::move(on_block)) {}
 
   absl::StatusOr<absl::Span<const float>> Step(const Batch& batch) override {
-    KernelOps ops(weights_, kernels_, kv_, *workspace_, *pool_, batch);
+    ReportingOps ops(on_block_, weights_, kernels_, kv_, *workspace_, *pool_, batch);
     const FloatRows logits = RunDecoder(ops, weights_, weights_.config.num_hidden_layers);
     return absl::MakeConstSpan(logits.data,
                                workspace_->logit_rows.size() * weights_.config.vocab_size);
@@ -72,6 +88,7 @@ class CpuModel final : public BackendModel {
  private:
   const kernels::KernelTable& kernels_;
   ThreadPool* const pool_;
+  const std::function<void()> on_block_;
   KvMemory kv_;
   CpuWeights weights_;
   std::unique_ptr<Workspace> workspace_;
@@ -79,25 +96,27 @@ class CpuModel final : public BackendModel {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const kernels::KernelTable& kernels, ThreadPool* pool)
-      : kernels_(kernels), pool_(pool) {}
+  CpuBackend(const kernels::KernelTable& kernels, ThreadPool* pool, std::function<void()> on_block)
+      : kernels_(kernels), pool_(pool), on_block_(std::move(on_block)) {}
 
   absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
                                                      const LoadOptions& options,
                                                      const BackendLimits& limits) override {
-    return CpuModel::Load(source, options, limits, kernels_, pool_);
+    return CpuModel::Load(source, options, limits, kernels_, pool_, on_block_);
   }
   absl::string_view name() const override { return kernels_.name; }
 
  private:
   const kernels::KernelTable& kernels_;
   ThreadPool* const pool_;
+  const std::function<void()> on_block_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> MakeCpuBackend(const kernels::KernelTable& kernels, ThreadPool* pool) {
-  return std::make_unique<CpuBackend>(kernels, pool);
+std::unique_ptr<Backend> MakeCpuBackend(const kernels::KernelTable& kernels, ThreadPool* pool,
+                                        std::function<void()> on_block) {
+  return std::make_unique<CpuBackend>(kernels, pool, std::move(on_block));
 }
 
 }  // namespace quern

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
 #include <map>
 #include <random>
@@ -63,8 +64,11 @@ class EngineImpl final : public Engine {
         observer_(observer),
         clock_(clock),
         pool_(options.num_threads),
-        backend_(MakeCpuBackend(kernels, &pool_)),
-        queue_(options.max_sequences + options.max_queued_requests) {
+        // A step of a large model takes many seconds on few cores; a block of it does not.
+        backend_(MakeCpuBackend(kernels, &pool_, [this] { Beat(); })),
+        queue_({.max_sequences = options.max_sequences,
+                .max_queued_requests = options.max_queued_requests,
+                .max_queued_tokens = options.max_queued_tokens}) {
     Beat();
     thread_ = std::thread([this] { Run(); });
   }
@@ -81,6 +85,9 @@ class EngineImpl final : public Engine {
   absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle handle) const override;
   absl::StatusOr<std::vector<int32_t>> EncodeChat(
       ModelHandle handle, const std::vector<ChatMessage>& messages) const override;
+  absl::Status CheckRoom(absl::string_view principal) const override {
+    return queue_.Check(principal, /*tokens=*/1);
+  }
   absl::Status Submit(ModelHandle handle, GenerationRequest request,
                       std::shared_ptr<TokenSink> sink) override;
   absl::Status Score(ModelHandle handle, absl::Span<const int32_t> tokens,
@@ -106,6 +113,8 @@ class EngineImpl final : public Engine {
   // Takes in what others want. Returns whether the thread goes on.
   bool HandleInbox();
   void StepModel(ServedModel& model);
+  // Notes how fast steps are, the latest ones above all.
+  void NoteSpeed(int num_tokens, absl::Duration duration);
   // Lets go of models that are to be unloaded and have nothing left to do.
   void ReleaseIdleModels();
   void EndAll(const absl::Status& status);
@@ -135,6 +144,9 @@ class EngineImpl final : public Engine {
   std::vector<ServedModel*> serving_;
   std::vector<std::pair<ServedModel*, Event*>> unloads_;
   std::vector<EndedSequence> ended_;
+  // Of steps, each counting less the more time was spent on later ones.
+  double recent_tokens_ = 0;
+  double recent_seconds_ = 0;
   EngineStats counters_;  // its gauges are filled in when it is published
 
   std::thread thread_;
@@ -247,9 +259,11 @@ absl::Status EngineImpl::Score(ModelHandle handle, absl::Span<const int32_t> tok
 EngineStats EngineImpl::Stats() const {
   // What waits in the queue is not the engine thread's yet.
   const int num_queued = queue_.num_queued();
+  const int64_t num_tokens = queue_.num_tokens();
   MutexLock lock(&stats_mutex_);
   EngineStats stats = published_;
   stats.requests_waiting += num_queued;
+  stats.queued_tokens = num_tokens;
   return stats;
 }
 
@@ -302,12 +316,22 @@ void EngineImpl::StepModel(ServedModel& model) {
   if (report.num_tokens > 0) {
     ++counters_.steps;
     counters_.last_step_time = end;
+    NoteSpeed(report.num_tokens, end - start);
     // Before anybody hears that its request ended: who asks then finds the step counted.
     if (observer_ != nullptr) {
       observer_->OnStep(end - start, report.num_tokens, report.num_sequences);
     }
   }
   NotifyEnded();
+}
+
+void EngineImpl::NoteSpeed(int num_tokens, absl::Duration duration) {
+  constexpr double kMemorySeconds = 30;
+  const double seconds = absl::ToDoubleSeconds(duration);
+  const double kept = std::exp(-seconds / kMemorySeconds);
+  recent_tokens_ = recent_tokens_ * kept + num_tokens;
+  recent_seconds_ = recent_seconds_ * kept + seconds;
+  queue_.set_tokens_per_second(recent_seconds_ > 0 ? recent_tokens_ / recent_seconds_ : 0);
 }
 
 void EngineImpl::ReleaseIdleModels() {
@@ -333,9 +357,10 @@ void EngineImpl::NotifyEnded() {
   PublishStats();
   const int count = static_cast<int>(ended_.size());
   if (count == 0) return;
-  queue_.ReleasePlaces(count);
+  queue_.ReleasePlaces(ended_);
   for (EndedSequence& ended : ended_) {
     try {
+      if (!ended.result.ok()) ended.sequence->sink->OnDiscarded(ended.sequence->work_tokens);
       ended.sequence->sink->OnEnd(std::move(ended.result));
     } catch (const std::exception& error) {
       LOG(ERROR) << "OnEnd threw error=" << error.what();

@@ -44,6 +44,10 @@ struct EngineOptions {
   // Requests that wait beyond `max_sequences`: with that many unfinished ones in the engine,
   // Submit gives RESOURCE_EXHAUSTED.
   int max_queued_requests = 256;
+  // Tokens of all unfinished requests, prompts and answers asked for; an answer without a limit
+  // counts as 1024. Beyond it Submit gives RESOURCE_EXHAUSTED too, but one request alone is always
+  // taken. Bounds how long the last in the queue waits.
+  int64_t max_queued_tokens = int64_t{1} << 20;
   // A table by name ("scalar"), to compare or to find a fault; empty: the best this CPU can run.
   std::string kernels;
   absl::Status Validate() const;
@@ -75,6 +79,7 @@ enum class FinishReason {
   kStopSequence,
   kMaxOutputTokens,
   kContextFull,  // the last token has no room for its keys and values
+  kTimeLimit,
 };
 
 // Of the requests that wait those of higher priority are admitted first, and they lose their pages
@@ -107,6 +112,9 @@ struct GenerationRequest {
   Priority priority = Priority::kNormal;
   // Expired requests are dropped with DEADLINE_EXCEEDED, also while queued.
   absl::Time deadline = absl::InfiniteFuture();
+  // From Submit on, more than 0: then the answer ends with kTimeLimit, as far as it has come; while
+  // queued, with nothing.
+  absl::Duration time_limit = absl::InfiniteDuration();
 };
 
 struct GenerationResult {
@@ -114,8 +122,9 @@ struct GenerationResult {
   std::string matched_stop_sequence;
   uint64_t seed = 0;
   int prompt_tokens = 0;
-  int cached_prompt_tokens = 0;  // of these, found in the prefix cache
-  int output_tokens = 0;         // ids handed to OnTokens
+  int cached_prompt_tokens = 0;   // of these, found in the prefix cache
+  int output_tokens = 0;          // ids handed to OnTokens
+  int64_t recomputed_tokens = 0;  // computed again after the request had lost its pages
   absl::Duration queue_duration;
   absl::Duration time_to_first_token;
   absl::Duration total_duration;
@@ -140,6 +149,8 @@ class TokenSink {
   // them, the most probable first.
   virtual void OnLogprobs(const TokenLogprob& /*token*/,
                           absl::Span<const TokenLogprob> /*most_probable*/) {}
+  // Before OnEnd of a request that did not end well: so many tokens were computed for it in vain.
+  virtual void OnDiscarded(int64_t /*num_tokens*/) {}
   // Called exactly once, last. OK with a result, or why the request failed or was cancelled:
   // CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (the engine stops) or INTERNAL. Stats() counts the
   // request as ended by then, its pages are free and its place in the queue is too.
@@ -167,6 +178,7 @@ struct ModelInfo {
 struct EngineStats {
   int requests_running = 0;
   int requests_waiting = 0;
+  int64_t queued_tokens = 0;  // of all unfinished requests, as max_queued_tokens counts them
   int64_t kv_pages_used = 0;
   int64_t kv_pages_total = 0;
   int64_t steps = 0;
@@ -185,6 +197,12 @@ class StepObserver {
   virtual ~StepObserver() = default;
   virtual void OnStep(absl::Duration duration, int num_tokens, int num_sequences) = 0;
 };
+
+// Why Submit said RESOURCE_EXHAUSTED: requests or tokens are at their limit, or the principal holds
+// its share of the queue. None for other statuses. RetryDelayOf such a status says when to try
+// again, by what the engine computed lately.
+enum class NoRoom { kRequests, kTokens, kShare };
+std::optional<NoRoom> NoRoomOf(const absl::Status& status);
 
 // Thread-safe.
 class Engine {
@@ -214,6 +232,9 @@ class Engine {
   virtual absl::StatusOr<std::vector<int32_t>> EncodeChat(
       ModelHandle model, const std::vector<ChatMessage>& messages) const = 0;
 
+  // What Submit would say now of a small request of `principal`: OK, RESOURCE_EXHAUSTED or
+  // UNAVAILABLE. Quick; to refuse before the work of making a request.
+  virtual absl::Status CheckRoom(absl::string_view principal) const = 0;
   // Queues a request; `sink` lives until OnEnd has returned. An error here means OnEnd will not be
   // called: INVALID_ARGUMENT (ids out of range, an empty prompt, a prompt longer than the context,
   // parameters out of range), NOT_FOUND (no such model), FAILED_PRECONDITION (it is being
@@ -230,8 +251,8 @@ class Engine {
       const std::function<void(int position, absl::Span<const float> logits)>& on_logits) = 0;
 
   virtual EngineStats Stats() const = 0;
-  // False when the engine thread has not finished a step for `limit` although work waits. Idle is
-  // healthy.
+  // False when the engine thread has got nowhere (no block of a model computed) for `limit`
+  // although work waits. Idle is healthy.
   virtual bool Healthy(absl::Duration limit) const = 0;
   // Refuses new requests (UNAVAILABLE), lets the running ones end until `grace` is over, then ends
   // the rest with UNAVAILABLE.

@@ -37,6 +37,9 @@ absl::Status EngineOptions::Validate() const {
   if (max_queued_requests < 0 || max_queued_requests > 1000000) {
     return OutOfRange("max_queued_requests", max_queued_requests, "0 to 1000000");
   }
+  if (max_queued_tokens < 1 || max_queued_tokens > int64_t{1} << 40) {
+    return OutOfRange("max_queued_tokens", max_queued_tokens, "1 to 2^40");
+  }
   if (!kernels.empty() && kernels::FindKernels(kernels) == nullptr) {
     return OutOfRange("kernels", absl::StrCat("'", kernels, "'"),
                       "a table that this CPU can run, such as scalar or avx2, or nothing");

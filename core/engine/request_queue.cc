@@ -1,20 +1,30 @@
 #include "core/engine/request_queue.h"
 
-#include <absl/strings/str_cat.h>
 #include <absl/time/clock.h>
+
+#include <string>
+
+#include "core/base/status_macros.h"
 
 namespace quern {
 
-absl::Status RequestQueue::Push(ServedModel* model, std::unique_ptr<Sequence> sequence) {
-  MutexLock lock(&mutex_);
+absl::Status RequestQueue::CheckLocked(absl::string_view principal, int64_t tokens) const {
   if (closed_) {
     return absl::UnavailableError("the engine is draining and takes no new requests");
   }
-  if (num_places_taken_ >= capacity_) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the engine has ", num_places_taken_, " unfinished requests, its limit; try again later"));
-  }
-  ++num_places_taken_;
+  return admission_.Check(principal, tokens, tokens_per_second_);
+}
+
+absl::Status RequestQueue::Check(absl::string_view principal, int64_t tokens) const {
+  MutexLock lock(&mutex_);
+  return CheckLocked(principal, tokens);
+}
+
+absl::Status RequestQueue::Push(ServedModel* model, std::unique_ptr<Sequence> sequence) {
+  const std::string& principal = sequence->request.principal;
+  MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(CheckLocked(principal, sequence->queue_tokens));
+  admission_.Enter(principal, sequence->queue_tokens);
   ++num_unended_;
   inbox_.sequences.emplace_back(model, std::move(sequence));
   inbox_filled_.Signal();
@@ -44,9 +54,11 @@ Inbox RequestQueue::Take(bool wait) {
   return std::exchange(inbox_, Inbox());
 }
 
-void RequestQueue::ReleasePlaces(int count) {
+void RequestQueue::ReleasePlaces(absl::Span<const EndedSequence> ended) {
   MutexLock lock(&mutex_);
-  num_places_taken_ -= count;
+  for (const EndedSequence& one : ended) {
+    admission_.Leave(one.sequence->request.principal, one.sequence->queue_tokens);
+  }
 }
 
 void RequestQueue::MarkEnded(int count) {
@@ -82,6 +94,11 @@ void RequestQueue::Stop() {
   closed_ = true;
   inbox_.stop = true;
   inbox_filled_.Signal();
+}
+
+int64_t RequestQueue::num_tokens() const {
+  MutexLock lock(&mutex_);
+  return admission_.num_tokens();
 }
 
 int RequestQueue::num_queued() const {

@@ -2,13 +2,18 @@
 #define QUERN_CORE_ENGINE_REQUEST_QUEUE_H_
 
 #include <absl/status/status.h>
+#include <absl/strings/string_view.h>
 #include <absl/time/time.h>
+#include <absl/types/span.h>
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "core/base/mutex.h"
+#include "core/engine/admission.h"
 #include "core/engine/event.h"
 #include "core/engine/sequence.h"
 
@@ -30,18 +35,20 @@ struct Inbox {
 // Thread-safe.
 class RequestQueue {
  public:
-  // At most `capacity` requests hold a place.
-  explicit RequestQueue(int capacity) : capacity_(capacity) {}
+  explicit RequestQueue(const AdmissionLimits& limits) : admission_(limits) {}
 
-  // RESOURCE_EXHAUSTED when all places are taken, UNAVAILABLE when closed.
+  // Whether a request of `tokens` may come: OK, RESOURCE_EXHAUSTED (see Admission) or UNAVAILABLE,
+  // when closed.
+  absl::Status Check(absl::string_view principal, int64_t tokens) const;
+  // The same for `sequence`, and takes it.
   absl::Status Push(ServedModel* model, std::unique_ptr<Sequence> sequence);
   void PushLoaded(ServedModel* model);
   void PushUnload(ServedModel* model, Event* done);
 
   // Takes all there is; with `wait`, blocks until there is something.
   Inbox Take(bool wait);
-  // `count` requests have ended and give back their places; their sinks hear of it next.
-  void ReleasePlaces(int count);
+  // These have ended and give back their places; their sinks hear of it next.
+  void ReleasePlaces(absl::Span<const EndedSequence> ended);
   // Their sinks have heard of it.
   void MarkEnded(int count);
 
@@ -53,20 +60,27 @@ class RequestQueue {
   void EndAll();
   void Stop();
 
+  // What the engine has computed lately, for estimates; 0: not known.
+  void set_tokens_per_second(double rate) { tokens_per_second_ = rate; }
+
+  // Tokens of the requests that hold a place.
+  int64_t num_tokens() const;
   // Requests that the engine thread has not taken yet.
   int num_queued() const;
   // Requests whose sinks have not heard of their end.
   int num_unended() const;
 
  private:
+  absl::Status CheckLocked(absl::string_view principal, int64_t tokens) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool HasInboxLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  const int capacity_;
+  std::atomic<double> tokens_per_second_{0};
   mutable Mutex mutex_;
   CondVar inbox_filled_;
   CondVar became_idle_;
   Inbox inbox_ ABSL_GUARDED_BY(mutex_);
-  int num_places_taken_ ABSL_GUARDED_BY(mutex_) = 0;
+  Admission admission_ ABSL_GUARDED_BY(mutex_);
   int num_unended_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -79,7 +79,7 @@ void Scheduler::Preempt() {
   std::unique_ptr<Sequence> last = std::move(running_.back());
   running_.pop_back();
   last->pages.Release();
-  last->num_computed = 0;
+  last->num_lost = std::exchange(last->num_computed, 0);
   FairQueue& queue = QueueOf(*last);
   queue.PutBack(std::move(last));
   ++num_preemptions_;
@@ -131,6 +131,8 @@ bool Scheduler::Admit(Sequence& sequence, absl::Time now) {
     sequence.admit_time = now;
     sequence.num_cached = sequence.num_computed;
     sequence.num_charged_prompt = sequence.num_cached;
+  } else {
+    sequence.recomputed_tokens += std::max(0, sequence.num_lost - sequence.num_computed);
   }
   const auto place = std::find_if(running_.begin(), running_.end(), [&](const auto& other) {
     return std::pair(-static_cast<int>(sequence.priority), sequence.order) <

@@ -1,6 +1,7 @@
 #ifndef QUERN_CORE_ENGINE_SEQUENCE_H_
 #define QUERN_CORE_ENGINE_SEQUENCE_H_
 
+#include <absl/status/statusor.h>
 #include <absl/time/time.h>
 #include <absl/types/span.h>
 
@@ -34,6 +35,7 @@ struct Sequence {
         text(std::move(text_in)),
         pages(pool, prefix_root),
         submit_time(now),
+        stop_time(now + request.time_limit),
         priority(request.priority) {}
 
   int num_tokens() const { return static_cast<int>(tokens.size()); }
@@ -52,13 +54,16 @@ struct Sequence {
   int num_computed = 0;  // leading tokens whose keys and values are in `pages`
   int num_scored = 0;    // leading tokens whose logits went to on_logits
   int num_cached = 0;    // leading tokens whose keys and values were there at the first admission
-  int64_t work_tokens = 0;  // tokens computed for it, those done again included
+  int64_t work_tokens = 0;        // tokens computed for it, those done again included
+  int64_t recomputed_tokens = 0;  // of these, those done again
+  int64_t queue_tokens = 0;       // what it counts for in the engine's admission
   uint64_t seed = 0;
   std::vector<int32_t> end_ids;  // the model's end-of-text ids and the request's stop_ids
   TextStream text;
   PageLease pages;
 
   const absl::Time submit_time;
+  const absl::Time stop_time;                      // of the request's time limit
   absl::Time admit_time = absl::InfiniteFuture();  // first
   absl::Time first_token_time = absl::InfiniteFuture();
 
@@ -66,9 +71,16 @@ struct Sequence {
   int64_t order = 0;                    // of arrival
   Priority priority;                    // the request's, raised when it waits for long
   PrincipalAccount* account = nullptr;  // while the scheduler has it
+  int num_lost = 0;  // leading tokens that were computed before the latest preemption
   // That `account` was charged for: leading tokens of the prompt, and tokens of the answer.
   int num_charged_prompt = 0;
   int num_charged_output = 0;
+};
+
+// A sequence that is over, its pages returned; its sink has yet to hear of it.
+struct EndedSequence {
+  std::unique_ptr<Sequence> sequence;
+  absl::StatusOr<GenerationResult> result;
 };
 
 }  // namespace quern

@@ -13,6 +13,8 @@
 namespace quern {
 namespace {
 
+// What an answer without a limit counts as in the queue: few are longer.
+constexpr int kAssumedOutputTokens = 1024;
 constexpr int kMaxStopSequences = 4;
 constexpr int kMaxStopSequenceBytes = 64;
 // Rows of logits of a step when few sequences run: scoring asks for one per token, and with fewer
@@ -56,7 +58,8 @@ GenerationResult MakeResult(const Sequence& sequence, FinishReason reason, absl:
           .prompt_tokens = sequence.num_prompt_tokens,
           .cached_prompt_tokens = sequence.num_cached,
           .output_tokens = sequence.num_output_tokens(),
-          .queue_duration = sequence.admit_time - sequence.submit_time,
+          .recomputed_tokens = sequence.recomputed_tokens,
+          .queue_duration = std::min(sequence.admit_time, now) - sequence.submit_time,
           .time_to_first_token = std::min(sequence.first_token_time, now) - sequence.submit_time,
           .total_duration = now - sequence.submit_time};
 }
@@ -143,6 +146,10 @@ std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
   sequence->end_ids.assign(info_.config.eos_token_ids.begin(), info_.config.eos_token_ids.end());
   sequence->end_ids.insert(sequence->end_ids.end(), sequence->request.stop_ids.begin(),
                            sequence->request.stop_ids.end());
+  int64_t output_tokens = sequence->request.max_output_tokens;
+  if (output_tokens == 0 && !sequence->scoring()) output_tokens = kAssumedOutputTokens;
+  sequence->queue_tokens =
+      std::min<int64_t>(sequence->num_prompt_tokens + output_tokens, info_.max_context_tokens);
   // Room for the whole answer, so that no step has to make it.
   const int64_t tokens = sequence->num_prompt_tokens + int64_t{sequence->request.max_output_tokens};
   sequence->tokens.reserve(std::min<int64_t>(tokens, info_.max_context_tokens + 1));
@@ -199,6 +206,10 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
   if (request.max_output_tokens < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "max_output_tokens is ", request.max_output_tokens, ", wanted 0 (no limit) or more"));
+  }
+  if (request.time_limit <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "time_limit is ", absl::FormatDuration(request.time_limit), ", wanted more than 0"));
   }
   if (request.stop_sequences.size() > kMaxStopSequences) {
     return absl::InvalidArgumentError(absl::StrCat("there are ", request.stop_sequences.size(),
@@ -301,9 +312,21 @@ void ServedModel::EndCancelled(EngineStats& stats, std::vector<EndedSequence>& e
   const absl::Time now = clock_->Now();
   scheduler_.ForEach([&](Sequence& sequence) {
     absl::Status why = WhyOver(sequence, now);
-    if (!why.ok()) Finish(sequence, std::move(why));
+    if (!why.ok()) return Finish(sequence, std::move(why));
+    if (now >= sequence.stop_time) EndAtTimeLimit(sequence, now);
   });
   CollectEnded(stats, ended);
+}
+
+void ServedModel::EndAtTimeLimit(Sequence& sequence, absl::Time now) {
+  const std::string held = sequence.text.Finish();
+  const FinishReason reason =
+      sequence.text.matched().has_value() ? FinishReason::kStopSequence : FinishReason::kTimeLimit;
+  if (!held.empty()) {
+    const absl::Status status = Guarded("OnTokens", [&] { sequence.sink->OnTokens({}, held); });
+    if (!status.ok()) return Finish(sequence, status);
+  }
+  Finish(sequence, MakeResult(sequence, reason, now));
 }
 
 void ServedModel::DeliverLogits(const ScheduledRun& run, const float* logits) {

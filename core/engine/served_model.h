@@ -21,12 +21,6 @@
 
 namespace quern {
 
-// A sequence that is over, its pages returned; its sink has yet to hear of it.
-struct EndedSequence {
-  std::unique_ptr<Sequence> sequence;
-  absl::StatusOr<GenerationResult> result;
-};
-
 // A loaded model with its sequences. What is const may be read from any thread; the rest is the
 // engine thread's.
 class ServedModel {
@@ -84,6 +78,7 @@ class ServedModel {
   void Contained(EngineStats& stats, std::vector<EndedSequence>& ended, Body body);
   StepReport RunPlan(const std::vector<ScheduledRun>& plan, EngineStats& stats,
                      std::vector<EndedSequence>& ended);
+  // Ends what was cancelled, has expired or is over its time limit.
   void EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended);
   // Hands a scoring sequence's logits over, [num_logits, vocab_size] from `logits`.
   void DeliverLogits(const ScheduledRun& run, const float* logits);
@@ -93,6 +88,7 @@ class ServedModel {
   }
   void DrawToken(absl::Span<const float> logits, SamplerScratch& scratch, Draw& draw) const;
   void DeliverToken(const Draw& draw);
+  void EndAtTimeLimit(Sequence& sequence, absl::Time now);
   // Notes that `sequence` is over; CollectEnded takes it out.
   void Finish(Sequence& sequence, absl::StatusOr<GenerationResult> result);
   void CollectEnded(EngineStats& stats, std::vector<EndedSequence>& ended);

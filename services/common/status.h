@@ -6,8 +6,6 @@
 #include <absl/status/status.h>
 #include <grpcpp/support/status.h>
 
-#include <string>
-
 namespace quern {
 
 #define QUERN_SAME_CODE(absl_code, grpc_code)                    \
@@ -32,15 +30,10 @@ QUERN_SAME_CODE(kDataLoss, DATA_LOSS);
 QUERN_SAME_CODE(kUnauthenticated, UNAUTHENTICATED);
 #undef QUERN_SAME_CODE
 
-inline grpc::Status ToGrpcStatus(const absl::Status& status) {
-  if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
-
-inline absl::Status FromGrpcStatus(const grpc::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
+// The status's retry delay (core/base/retry_delay.h) goes along as google.rpc.RetryInfo in the
+// details, and comes back.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
 
 }  // namespace quern
 

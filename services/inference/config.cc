@@ -10,6 +10,9 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxKvCacheMib = 1 << 20;  // 1 TiB
+constexpr int kMaxQueuedRequests = 1'000'000;
+constexpr int64_t kMaxQueuedTokens = int64_t{1} << 40;
+constexpr absl::Duration kMaxRequestTimeout = absl::Hours(24 * 7);
 
 }  // namespace
 
@@ -36,6 +39,20 @@ absl::Status InferenceConfig::Validate() const {
   if (kv_cache_mib < 1 || kv_cache_mib > kMaxKvCacheMib) {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-cache-mib must be in [1, ", kMaxKvCacheMib, "], got ", kv_cache_mib));
+  }
+  if (max_queued_requests < 0 || max_queued_requests > kMaxQueuedRequests) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-queued-requests must be in [0, ",
+                                                   kMaxQueuedRequests, "], got ",
+                                                   max_queued_requests));
+  }
+  if (max_queued_tokens < 1 || max_queued_tokens > kMaxQueuedTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-queued-tokens must be in [1, ",
+                                                   kMaxQueuedTokens, "], got ", max_queued_tokens));
+  }
+  if (request_timeout < absl::Seconds(1) || request_timeout > kMaxRequestTimeout) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--request-timeout must be in [1s, ", absl::FormatDuration(kMaxRequestTimeout),
+                     "], got ", absl::FormatDuration(request_timeout)));
   }
   return absl::OkStatus();
 }

@@ -4,6 +4,7 @@
 #include <absl/status/status.h>
 #include <absl/time/time.h>
 
+#include <cstdint>
 #include <string>
 
 namespace quern {
@@ -18,9 +19,14 @@ struct InferenceConfig {
   // quern-jobs, where artifacts come from; empty: only cached ones and checkpoints can be served.
   std::string jobs = "127.0.0.1:7400";
   std::string cache_directory = "quern-cache";
-  std::string model_root;    // where checkpoints may be; empty: none can be served
-  int threads = 0;           // of a step; 0: one for each CPU this process may use
-  int kv_cache_mib = 512;    // KV pages of each model
+  std::string model_root;  // where checkpoints may be; empty: none can be served
+  int threads = 0;         // of a step; 0: one for each CPU this process may use
+  int kv_cache_mib = 512;  // KV pages of each model
+  // In the engine, beyond those that run: requests, and tokens of all of them; see EngineOptions.
+  int max_queued_requests = 256;
+  int64_t max_queued_tokens = int64_t{1} << 20;
+  // From a request's arrival to its end, whichever front it came by.
+  absl::Duration request_timeout = absl::Hours(1);
   bool prefix_cache = true;  // prompts that begin alike share keys and values
   // Running requests may take this long to finish after a signal to stop.
   absl::Duration drain_grace = absl::Seconds(30);

@@ -29,6 +29,8 @@ GenerateTextResponse::FinishReason FinishReasonToProto(FinishReason reason) {
       return GenerateTextResponse::MAX_OUTPUT_TOKENS;
     case FinishReason::kContextFull:
       return GenerateTextResponse::CONTEXT_FULL;
+    case FinishReason::kTimeLimit:
+      return GenerateTextResponse::TIME_LIMIT;
   }
   return GenerateTextResponse::FINISH_REASON_UNSPECIFIED;
 }
@@ -81,9 +83,8 @@ void GenerationSink::OnLogprobs(const TokenLogprob& token,
 void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
   const ModelMetrics& metrics = *model_->metrics;
   if (!result.ok()) {
-    const int computed = generated_tokens_ > 0 ? prompt_tokens_ + generated_tokens_ : 0;
     metrics.discarded_tokens_total[static_cast<int>(DiscardOf(result.status()))]->Increment(
-        computed);
+        static_cast<double>(discarded_tokens_));
     // What never came to a first token was dropped from the queue, not cut short.
     if (generated_tokens_ == 0 && absl::IsDeadlineExceeded(result.status())) {
       metrics_.Reject(Rejection::kDeadline);
@@ -96,8 +97,13 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
     return;
   }
   const SteadyTime now = std::chrono::steady_clock::now();
-  // A first token that ended the text at once was never handed on.
-  if (generated_tokens_ == 0) CountFirstToken(now);
+  metrics.discarded_tokens_total[static_cast<int>(Discard::kPreempted)]->Increment(
+      static_cast<double>(result->recomputed_tokens));
+  // A first token that ended the text at once was never handed on. A time limit may have passed
+  // before there was one.
+  if (generated_tokens_ == 0 && result->finish_reason != FinishReason::kTimeLimit) {
+    CountFirstToken(now);
+  }
   if (const int more = result->output_tokens - generated_tokens_; more > 0) {
     metrics.generated_tokens_total->Increment(more);
   }
@@ -118,7 +124,9 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
   usage->set_output_tokens(result->output_tokens);
   SetDuration(result->queue_duration, usage->mutable_queue_duration());
   // Clients wait from the arrival of the request, not from its place in the engine's queue.
-  SetDuration(absl::FromChrono(first_tokens_ - arrival_), usage->mutable_time_to_first_token());
+  if (first_tokens_ != SteadyTime{}) {
+    SetDuration(absl::FromChrono(first_tokens_ - arrival_), usage->mutable_time_to_first_token());
+  }
   SetDuration(absl::FromChrono(now - arrival_), usage->mutable_total_duration());
   Close(absl::OkStatus(), closing);
 }

@@ -38,6 +38,7 @@ class GenerationSink : public TokenSink {
 
   void OnLogprobs(const TokenLogprob& token, absl::Span<const TokenLogprob> most_probable) final;
   void OnTokens(absl::Span<const int32_t> ids, absl::string_view text) final;
+  void OnDiscarded(int64_t num_tokens) final { discarded_tokens_ = num_tokens; }
   void OnEnd(absl::StatusOr<GenerationResult> result) final;
   bool cancelled() const final { return cancelled_; }
 
@@ -68,6 +69,7 @@ class GenerationSink : public TokenSink {
   google::protobuf::RepeatedPtrField<inference::v1::TokenLogprobs> logprobs_;
   inference::v1::GenerateTextResponse piece_;
   int generated_tokens_ = 0;
+  int64_t discarded_tokens_ = 0;
   // Of the first and the latest tokens; the epoch before them.
   SteadyTime first_tokens_{};
   SteadyTime last_tokens_{};

@@ -1,5 +1,6 @@
 #include "services/inference/inference_server.h"
 
+#include <absl/strings/str_cat.h>
 #include <absl/time/time.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
@@ -13,8 +14,9 @@ namespace {
 
 // What is still to be written to clients when the last request has ended.
 constexpr absl::Duration kWriteGrace = absl::Seconds(5);
-// A step takes less, whatever the model: beyond it the engine hangs.
-constexpr absl::Duration kStallLimit = absl::Seconds(60);
+// An engine that is stalled gets no new requests (kStallLimit); after this long it will not go on
+// any more, and the process is to be restarted.
+constexpr absl::Duration kDeadLimit = absl::Seconds(60);
 
 constexpr int kMaxHttpHeaderBytes = 16 << 10;
 constexpr int kMaxHttpBodyBytes = 4 << 20;
@@ -51,6 +53,8 @@ absl::Status InferenceServer::Open(Clock& clock) {
   engine_options.num_threads = config_.threads > 0 ? config_.threads : AvailableCpus();
   engine_options.prefix_cache = config_.prefix_cache;
   engine_options.kv_cache_bytes = int64_t{config_.kv_cache_mib} << 20;
+  engine_options.max_queued_requests = config_.max_queued_requests;
+  engine_options.max_queued_tokens = config_.max_queued_tokens;
   ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
 
   registry_ =
@@ -58,7 +62,7 @@ absl::Status InferenceServer::Open(Clock& clock) {
                                       *engine_, *cache_, metrics_, clock);
   RETURN_IF_ERROR(registry_->Restore());
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
-  generator_ = std::make_unique<TextGenerator>(*engine_, *registry_);
+  generator_ = std::make_unique<TextGenerator>(*engine_, *registry_, config_.request_timeout);
   inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, *registry_, metrics_);
   ServerOptions server_options;
   server_options.listen = config_.listen;
@@ -88,10 +92,10 @@ absl::Status InferenceServer::Open(Clock& clock) {
   MetricsEndpointOptions endpoint_options;
   endpoint_options.listen = config_.metrics_listen;
   endpoint_options.allow_insecure_network = config_.allow_insecure_network;
-  endpoint_options.live = [this] { return CheckHealth(); };
+  endpoint_options.live = [this] { return CheckEngine(kDeadLimit); };
   endpoint_options.ready = [this]() -> absl::Status {
     if (draining_) return absl::UnavailableError("shutting down");
-    return CheckHealth();
+    return CheckEngine(kStallLimit);
   };
   endpoint_options.before_scrape = [this] {
     gauges_.Update(engine_->Stats());
@@ -99,16 +103,19 @@ absl::Status InferenceServer::Open(Clock& clock) {
   };
   ASSIGN_OR_RETURN(endpoint_, MetricsEndpoint::Start(endpoint_options, prometheus_registry_));
   server_->SetServing(true);
+  watch_ = std::make_unique<EngineWatch>(*engine_, [this](bool on) { server_->SetServing(on); });
   return absl::OkStatus();
 }
 
-absl::Status InferenceServer::CheckHealth() const {
-  if (engine_->Healthy(kStallLimit)) return absl::OkStatus();
-  return absl::UnavailableError("the engine has work and has not finished a step for long");
+absl::Status InferenceServer::CheckEngine(absl::Duration limit) const {
+  if (engine_->Healthy(limit)) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("the engine has work and has got nowhere for ", absl::FormatDuration(limit)));
 }
 
 void InferenceServer::Shutdown() {
   draining_ = true;
+  watch_ = nullptr;
   // What is under way there ends when the engine has drained.
   if (http_server_ != nullptr) http_server_->Shutdown(absl::ZeroDuration());
   server_->Shutdown(kWriteGrace, [this] {

@@ -17,6 +17,7 @@
 #include "services/common/server.h"
 #include "services/inference/artifact_cache.h"
 #include "services/inference/config.h"
+#include "services/inference/engine_watch.h"
 #include "services/inference/inference_service.h"
 #include "services/inference/metrics.h"
 #include "services/inference/model_registry.h"
@@ -46,7 +47,8 @@ class InferenceServer {
  private:
   explicit InferenceServer(const InferenceConfig& config);
   absl::Status Open(Clock& clock);
-  absl::Status CheckHealth() const;
+  // UNAVAILABLE when the engine has got nowhere for `limit` although work waits.
+  absl::Status CheckEngine(absl::Duration limit) const;
 
   // In the order they are needed: each lives longer than those below it.
   const InferenceConfig config_;
@@ -64,6 +66,7 @@ class InferenceServer {
   std::unique_ptr<InferenceServiceImpl> inference_service_;
   std::unique_ptr<OpenAiApi> openai_api_;
   std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<EngineWatch> watch_;
   std::atomic<bool> draining_ = false;
   std::unique_ptr<MetricsEndpoint> endpoint_;
 };

@@ -45,10 +45,14 @@ grpc::ServerWriteReactor<GenerateTextResponse>* InferenceServiceImpl::StreamGene
 void InferenceServiceImpl::Begin(const grpc::CallbackServerContext& context,
                                  const GenerateTextRequest* request,
                                  std::shared_ptr<GenerationSink> sink) {
-  const absl::Time deadline = DeadlineOf(context);
-  const absl::Status posted = generator_.Post(
-      [this, request, deadline, sink] { generator_.Generate(*request, deadline, sink); });
-  if (!posted.ok()) sink->Refuse(Rejection::kQueueFull, posted);
+  const absl::Time deadline = generator_.DeadlineOf(DeadlineOf(context));
+  absl::Status taken = generator_.CheckRoom();
+  if (taken.ok()) {
+    taken = generator_.Post(
+        [this, request, deadline, sink] { generator_.Generate(*request, deadline, sink); });
+  }
+  if (taken.ok()) return;
+  sink->Refuse(absl::IsUnavailable(taken) ? Rejection::kDraining : RejectionOf(taken), taken);
 }
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::CountTokens(grpc::CallbackServerContext* context,

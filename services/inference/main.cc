@@ -1,7 +1,9 @@
 // quern-inference: serves models over gRPC.
 
 #include <absl/flags/flag.h>
+#include <absl/time/time.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -27,6 +29,14 @@ ABSL_FLAG(int, threads, quern::InferenceConfig().threads,
           "threads of a step, 0 to 1024; 0 means one for each CPU that this process may use");
 ABSL_FLAG(int, kv_cache_mib, quern::InferenceConfig().kv_cache_mib,
           "MiB of memory for the KV pages of each model, 1 to 1048576");
+ABSL_FLAG(int, max_queued_requests, quern::InferenceConfig().max_queued_requests,
+          "requests that may wait beyond the 64 that can run, 0 to 1000000; more are refused");
+ABSL_FLAG(int64_t, max_queued_tokens, quern::InferenceConfig().max_queued_tokens,
+          "tokens of all unfinished requests, prompts and answers asked for, 1 to 1099511627776; "
+          "more are "
+          "refused");
+ABSL_FLAG(absl::Duration, request_timeout, quern::InferenceConfig().request_timeout,
+          "time that a request may take from its arrival to its end, 1s to 168h");
 ABSL_FLAG(bool, prefix_cache, quern::InferenceConfig().prefix_cache,
           "prompts that begin alike share the keys and values of what they have in common");
 
@@ -48,6 +58,9 @@ InferenceConfig ReadConfig(int argc, char** argv) {
   config.model_root = absl::GetFlag(FLAGS_model_root);
   config.threads = absl::GetFlag(FLAGS_threads);
   config.kv_cache_mib = absl::GetFlag(FLAGS_kv_cache_mib);
+  config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
+  config.max_queued_tokens = absl::GetFlag(FLAGS_max_queued_tokens);
+  config.request_timeout = absl::GetFlag(FLAGS_request_timeout);
   config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
   return config;
 }

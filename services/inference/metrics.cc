@@ -6,13 +6,14 @@ namespace {
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
 constexpr std::array<absl::string_view, kNumOutcomes> kOutcomeNames = {
-    "end_of_text",         "stop_sequence",     "max_output_tokens", "context_full",
-    "cancelled",           "deadline_exceeded", "invalid_argument",  "resource_exhausted",
-    "failed_precondition", "unavailable",       "internal"};
+    "end_of_text",        "stop_sequence",       "max_output_tokens", "context_full",
+    "time_limit",         "cancelled",           "deadline_exceeded", "invalid_argument",
+    "resource_exhausted", "failed_precondition", "unavailable",       "internal"};
 constexpr std::array<const char*, kNumRejections> kRejectionNames = {
-    "queue_full", "deadline", "too_long", "draining", "invalid", "no_model", "not_ready"};
+    "queue_full", "queue_tokens", "share",    "deadline", "too_long",
+    "draining",   "invalid",      "no_model", "not_ready"};
 constexpr std::array<const char*, kNumDiscards> kDiscardNames = {"cancelled", "deadline",
-                                                                 "draining", "error"};
+                                                                 "draining", "error", "preempted"};
 
 Buckets TimeToFirstTokenBuckets() {
   return {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
@@ -64,6 +65,8 @@ Outcome OutcomeOf(FinishReason reason) {
       return Outcome::kMaxOutputTokens;
     case FinishReason::kContextFull:
       return Outcome::kContextFull;
+    case FinishReason::kTimeLimit:
+      return Outcome::kTimeLimit;
   }
   return Outcome::kInternal;
 }
@@ -108,9 +111,10 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
                    "Prompt tokens taken in, those found in the prefix cache included.")),
       generated_tokens_family_(
           Counters(registry, "quern_generated_tokens_total", "Tokens generated.")),
-      discarded_tokens_family_(
-          Counters(registry, "quern_discarded_tokens_total",
-                   "Prompt and generated tokens of requests that did not finish.")),
+      discarded_tokens_family_(Counters(
+          registry, "quern_discarded_tokens_total",
+          "Tokens computed in vain: of requests that did not finish, by why, and (preempted) "
+          "those computed again.")),
       time_to_first_token_family_(
           Histograms(registry, "quern_time_to_first_token_seconds",
                      "From the request's arrival, tokenization included, to its first token.")),
@@ -252,6 +256,9 @@ EngineGauges::EngineGauges(prometheus::Registry& registry)
           Gauges(registry, "quern_requests_running", "Requests in the engine's batch.").Add({})),
       waiting_(
           Gauges(registry, "quern_requests_waiting", "Requests in the engine's queue.").Add({})),
+      queued_tokens_(Gauges(registry, "quern_queued_tokens",
+                            "Tokens of all unfinished requests, prompts and answers asked for.")
+                         .Add({})),
       pages_(Gauges(
           registry, "quern_kv_pages",
           "KV pages of all models, by state; cached: free, with a prefix to be found again.")),
@@ -276,6 +283,7 @@ void EngineGauges::Update(const EngineStats& stats) {
   const double total = static_cast<double>(stats.kv_pages_total);
   running_.Set(stats.requests_running);
   waiting_.Set(stats.requests_waiting);
+  queued_tokens_.Set(static_cast<double>(stats.queued_tokens));
   pages_used_.Set(used);
   const double cached = static_cast<double>(stats.kv_pages_cached);
   pages_cached_.Set(cached);

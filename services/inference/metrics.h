@@ -33,6 +33,7 @@ enum class Outcome {
   kStopSequence,
   kMaxOutputTokens,
   kContextFull,
+  kTimeLimit,
   kCancelled,
   kDeadlineExceeded,
   kInvalidArgument,
@@ -41,19 +42,29 @@ enum class Outcome {
   kUnavailable,
   kInternal,
 };
-inline constexpr int kNumOutcomes = 11;
+inline constexpr int kNumOutcomes = 12;
 absl::string_view OutcomeName(Outcome outcome);
 Outcome OutcomeOf(FinishReason reason);
 // `status` must not be OK. Codes without a name of their own count as internal.
 Outcome OutcomeOf(const absl::Status& status);
 
 // Why a request was turned away before it reached the engine's queue, or by it.
-enum class Rejection { kQueueFull, kDeadline, kTooLong, kDraining, kInvalid, kNoModel, kNotReady };
-inline constexpr int kNumRejections = 7;
+enum class Rejection {
+  kQueueFull,    // by requests
+  kQueueTokens,  // by tokens
+  kShare,        // of the principal
+  kDeadline,
+  kTooLong,
+  kDraining,
+  kInvalid,
+  kNoModel,
+  kNotReady,
+};
+inline constexpr int kNumRejections = 9;
 
 // Why computed tokens reached nobody.
-enum class Discard { kCancelled, kDeadline, kDraining, kError };
-inline constexpr int kNumDiscards = 4;
+enum class Discard { kCancelled, kDeadline, kDraining, kError, kPreempted };
+inline constexpr int kNumDiscards = 5;
 Discard DiscardOf(const absl::Status& status);
 
 // The series of one served model. Thread-safe.
@@ -145,8 +156,8 @@ class InferenceMetrics final : public StepObserver {
   std::map<std::string, ModelGauges> gauges_ ABSL_GUARDED_BY(mutex_);
 };
 
-// What the engine says of itself: requests running and waiting, KV pages, preemptions, the time of
-// the last step. One thread at a time.
+// What the engine says of itself: requests running and waiting and their tokens, KV pages,
+// preemptions, the time of the last step. One thread at a time.
 class EngineGauges {
  public:
   explicit EngineGauges(prometheus::Registry& registry);
@@ -156,6 +167,7 @@ class EngineGauges {
  private:
   prometheus::Gauge& running_;
   prometheus::Gauge& waiting_;
+  prometheus::Gauge& queued_tokens_;
   prometheus::Family<prometheus::Gauge>& pages_;
   prometheus::Gauge& pages_used_;
   prometheus::Gauge& pages_free_;

@@ -211,6 +211,11 @@ void ReadCommon(Fields& fields, OpenAiRequest& out, GenerateTextRequest& request
   }
   request.set_min_output_tokens(static_cast<int32_t>(fields.Int("min_tokens").value_or(0)));
   request.set_ignore_end_of_text(fields.Bool("ignore_eos").value_or(false));
+  // vLLM's: lower is earlier.
+  if (const auto priority = fields.Int("priority", -1, 1)) {
+    request.set_priority(
+        static_cast<GenerateTextRequest::Priority>(GenerateTextRequest::NORMAL - *priority));
+  }
   fields.Ignore("user");
   fields.Ignore("safety_identifier");
   fields.Ignore("metadata");

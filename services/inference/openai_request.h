@@ -4,7 +4,7 @@
 // Bodies of OpenAI's API (platform.openai.com/docs/api-reference: completions, chat completions) as
 // requests of ours. What OpenAI's API has and this server has not is refused by name, as is what
 // neither knows. Beyond OpenAI's: top_k, min_p, typical_p, repetition_penalty, min_tokens,
-// ignore_eos, stop_token_ids, spelled as vLLM spells them.
+// ignore_eos, stop_token_ids, priority (-1 to 1), spelled as vLLM spells them.
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>

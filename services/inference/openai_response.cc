@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "core/base/retry_delay.h"
 #include "services/inference/openai_request.h"
 
 namespace quern {
@@ -195,7 +196,11 @@ HttpResponse ErrorResponse(const absl::Status& status) {
       .content_type = "application/json",
       .body = ErrorBody(http_status, status.message(), ParamOf(status), CodeOf(http_status))};
   // The official clients wait so long before they try again.
-  if (http_status == 429 || http_status == 503) response.headers = {{"Retry-After", "1"}};
+  if (http_status == 429 || http_status == 503) {
+    const absl::Duration delay = RetryDelayOf(status).value_or(absl::Seconds(1));
+    response.headers = {
+        {"Retry-After", absl::StrCat(absl::ToInt64Seconds(absl::Ceil(delay, absl::Seconds(1))))}};
+  }
   return response;
 }
 

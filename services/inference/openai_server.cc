@@ -18,6 +18,7 @@ namespace quern {
 namespace {
 
 using OrderedJson = nlohmann::ordered_json;
+using inference::v1::GenerateTextRequest;
 using inference::v1::GenerateTextResponse;
 
 class Completion;
@@ -70,7 +71,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   Completion(std::shared_ptr<HttpExchange> exchange, OpenAiRequest request, OpenAiAnswer answer)
       : exchange_(std::move(exchange)), request_(std::move(request)), answer_(std::move(answer)) {}
 
-  void Start(TextGenerator& generator, InferenceMetrics& metrics);
+  void Start(TextGenerator& generator, absl::Time deadline, InferenceMetrics& metrics);
 
   HttpExchange& exchange() { return *exchange_; }
   // Takes what is new of one choice.
@@ -83,7 +84,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void Finish();
 
   const std::shared_ptr<HttpExchange> exchange_;
-  const OpenAiRequest request_;
+  OpenAiRequest request_;  // its choices' requests until they are started
   const OpenAiAnswer answer_;
   std::vector<std::shared_ptr<ChoiceSink>> sinks_;  // each until it has ended
   std::vector<OpenAiChoice> choices_;
@@ -98,7 +99,7 @@ void ChoiceSink::Announce() {
   owner_->exchange().Post([owner = owner_, index = index_] { owner->OnNews(index); });
 }
 
-void Completion::Start(TextGenerator& generator, InferenceMetrics& metrics) {
+void Completion::Start(TextGenerator& generator, absl::Time deadline, InferenceMetrics& metrics) {
   std::vector<std::shared_ptr<ChoiceSink>> sinks;
   for (size_t i = 0; i < request_.choices.size(); ++i) {
     const int index = static_cast<int>(i);
@@ -111,7 +112,9 @@ void Completion::Start(TextGenerator& generator, InferenceMetrics& metrics) {
     if (const auto completion = self.lock()) completion->CancelAll();
   });
   for (size_t i = 0; i < sinks.size(); ++i) {
-    generator.Generate(request_.choices[i].request, absl::InfiniteFuture(), sinks[i]);
+    // Taken out: the prompt need not stay while the answer is made.
+    const GenerateTextRequest request = std::move(request_.choices[i].request);
+    generator.Generate(request, deadline, sinks[i]);
   }
 }
 
@@ -217,26 +220,30 @@ void OpenAiApi::Handle(std::shared_ptr<HttpExchange> exchange) {
   if (!absl::StartsWithIgnoreCase(request.content_type, "application/json")) {
     return exchange->Respond(Refuse(415, "the Content-Type must be application/json"));
   }
-  const absl::Status posted = generator_.Post([this, exchange, chat] {
-    const std::string& body = exchange->request().body;
-    absl::StatusOr<OpenAiRequest> parsed = chat ? ParseChatCompletion(body) : ParseCompletion(body);
-    if (!parsed.ok()) {
-      metrics_.Reject(Rejection::kInvalid);
-      return exchange->Respond(ErrorResponse(parsed.status()));
-    }
-    // What is wrong with the model, each choice says too; here for the fingerprint.
-    const auto model = registry_.Find(parsed->choices.front().request.model());
-    OpenAiAnswer answer{.id = NewOpenAiId(chat),
-                        .created = absl::ToUnixSeconds(clock_.Now()),
-                        .model = parsed->model,
-                        .system_fingerprint = model.ok() ? (*model)->system_fingerprint : "",
-                        .chat = chat};
-    std::make_shared<Completion>(exchange, *std::move(parsed), std::move(answer))
-        ->Start(generator_, metrics_);
-  });
-  if (!posted.ok()) {
-    metrics_.Reject(Rejection::kQueueFull);
-    exchange->Respond(ErrorResponse(posted));
+  const absl::Time deadline = generator_.DeadlineOf(absl::InfiniteFuture());
+  absl::Status taken = generator_.CheckRoom();
+  if (taken.ok())
+    taken = generator_.Post([this, exchange, chat, deadline] {
+      const std::string& body = exchange->request().body;
+      absl::StatusOr<OpenAiRequest> parsed =
+          chat ? ParseChatCompletion(body) : ParseCompletion(body);
+      if (!parsed.ok()) {
+        metrics_.Reject(Rejection::kInvalid);
+        return exchange->Respond(ErrorResponse(parsed.status()));
+      }
+      // What is wrong with the model, each choice says too; here for the fingerprint.
+      const auto model = registry_.Find(parsed->choices.front().request.model());
+      OpenAiAnswer answer{.id = NewOpenAiId(chat),
+                          .created = absl::ToUnixSeconds(clock_.Now()),
+                          .model = parsed->model,
+                          .system_fingerprint = model.ok() ? (*model)->system_fingerprint : "",
+                          .chat = chat};
+      std::make_shared<Completion>(exchange, *std::move(parsed), std::move(answer))
+          ->Start(generator_, deadline, metrics_);
+    });
+  if (!taken.ok()) {
+    metrics_.Reject(absl::IsUnavailable(taken) ? Rejection::kDraining : RejectionOf(taken));
+    exchange->Respond(ErrorResponse(taken));
   }
 }
 

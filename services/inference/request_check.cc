@@ -145,6 +145,17 @@ absl::Status CheckPrompt(const GenerateTextRequest& request, const ServedModel& 
   return absl::OkStatus();
 }
 
+Priority PriorityOf(GenerateTextRequest::Priority priority) {
+  switch (priority) {
+    case GenerateTextRequest::LOW:
+      return Priority::kLow;
+    case GenerateTextRequest::HIGH:
+      return Priority::kHigh;
+    default:
+      return Priority::kNormal;
+  }
+}
+
 SamplingParams SamplingOf(const inference::v1::SamplingParams& sampling) {
   SamplingParams params;
   params.temperature = sampling.temperature();
@@ -214,6 +225,20 @@ absl::Status CheckGenerateText(const GenerateTextRequest& request) {
     return absl::InvalidArgumentError(absl::StrCat("stop_token_ids: at most ", kMaxStopTokenIds,
                                                    ", got ", request.stop_token_ids_size()));
   }
+  if (!GenerateTextRequest::Priority_IsValid(request.priority())) {
+    return absl::InvalidArgumentError(absl::StrCat("priority must be LOW, NORMAL or HIGH, got ",
+                                                   static_cast<int>(request.priority())));
+  }
+  if (request.has_time_limit()) {
+    // As the well-known type is defined.
+    constexpr int64_t kMaxSeconds = 315'576'000'000;
+    const google::protobuf::Duration& limit = request.time_limit();
+    if (limit.seconds() < 0 || limit.seconds() > kMaxSeconds || limit.nanos() < 0 ||
+        limit.nanos() > 999'999'999) {
+      return absl::InvalidArgumentError(absl::StrCat("time_limit is ", limit.seconds(), " s and ",
+                                                     limit.nanos(), " ns, wanted more than 0"));
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -235,7 +260,12 @@ absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& requ
   }
   generation.stop_ids.insert(generation.stop_ids.end(), request.stop_token_ids().begin(),
                              request.stop_token_ids().end());
+  generation.priority = PriorityOf(request.priority());
   generation.deadline = deadline;
+  if (request.has_time_limit()) {
+    generation.time_limit = absl::Seconds(request.time_limit().seconds()) +
+                            absl::Nanoseconds(request.time_limit().nanos());
+  }
   return generation;
 }
 

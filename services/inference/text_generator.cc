@@ -1,7 +1,12 @@
 #include "services/inference/text_generator.h"
 
+#include <absl/time/clock.h>
+
+#include <algorithm>
 #include <utility>
 
+#include "core/base/retry_delay.h"
+#include "core/base/status_macros.h"
 #include "services/inference/request_check.h"
 
 namespace quern {
@@ -11,12 +16,22 @@ namespace {
 constexpr int kNumThreads = 2;
 constexpr int kMaxWaiting = 1024;
 
+}  // namespace
+
 Rejection RejectionOf(const absl::Status& status) {
   if (IsTooLong(status)) return Rejection::kTooLong;
   switch (status.code()) {
     case absl::StatusCode::kNotFound:
       return Rejection::kNoModel;
     case absl::StatusCode::kResourceExhausted:
+      switch (NoRoomOf(status).value_or(NoRoom::kRequests)) {
+        case NoRoom::kRequests:
+          return Rejection::kQueueFull;
+        case NoRoom::kTokens:
+          return Rejection::kQueueTokens;
+        case NoRoom::kShare:
+          return Rejection::kShare;
+      }
       return Rejection::kQueueFull;
     case absl::StatusCode::kDeadlineExceeded:
       return Rejection::kDeadline;
@@ -28,14 +43,23 @@ Rejection RejectionOf(const absl::Status& status) {
   }
 }
 
-}  // namespace
+TextGenerator::TextGenerator(Engine& engine, ModelRegistry& registry,
+                             absl::Duration request_timeout)
+    : engine_(engine),
+      registry_(registry),
+      request_timeout_(request_timeout),
+      executor_(kNumThreads, kMaxWaiting) {}
 
-TextGenerator::TextGenerator(Engine& engine, ModelRegistry& registry)
-    : engine_(engine), registry_(registry), executor_(kNumThreads, kMaxWaiting) {}
+absl::Time TextGenerator::DeadlineOf(absl::Time asked) const {
+  return std::min(asked, absl::Now() + request_timeout_);
+}
 
 absl::Status TextGenerator::Post(std::function<void()> work) {
   if (executor_.TryPost(std::move(work))) return absl::OkStatus();
-  return absl::ResourceExhaustedError("too many requests wait on this server; try again later");
+  absl::Status status =
+      absl::ResourceExhaustedError("too many requests wait on this server; try again later");
+  SetRetryDelay(absl::Seconds(1), &status);
+  return status;
 }
 
 void TextGenerator::Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
@@ -46,15 +70,24 @@ void TextGenerator::Generate(const inference::v1::GenerateTextRequest& request, 
   absl::StatusOr<std::shared_ptr<const ServedModel>> model = registry_.Find(request.model());
   if (!model.ok()) return sink->Refuse(RejectionOf(model.status()), model.status());
   sink->Bind(*model);
-  absl::StatusOr<GenerationRequest> generation =
-      MakeGeneration(request, **model, engine_, deadline);
-  if (!generation.ok()) return sink->Refuse(RejectionOf(generation.status()), generation.status());
-  sink->set_prompt_tokens(static_cast<int>(generation->prompt.size()));
-  const absl::Status submitted = engine_.Submit((*model)->handle, *std::move(generation), sink);
+  const absl::Status submitted = Submit(request, **model, deadline, sink);
   if (submitted.ok()) return;
   // The engine refuses new requests only when it drains.
   const bool draining = absl::IsUnavailable(submitted);
   sink->Refuse(draining ? Rejection::kDraining : RejectionOf(submitted), submitted);
+}
+
+absl::Status TextGenerator::Submit(const inference::v1::GenerateTextRequest& request,
+                                   const ServedModel& model, absl::Time deadline,
+                                   const std::shared_ptr<GenerationSink>& sink) {
+  // It may have waited for a thread of this. No prompt is tokenized in vain.
+  if (absl::Now() >= deadline) {
+    return absl::DeadlineExceededError("the request's deadline passed before it was taken");
+  }
+  RETURN_IF_ERROR(CheckRoom());
+  ASSIGN_OR_RETURN(GenerationRequest generation, MakeGeneration(request, model, engine_, deadline));
+  sink->set_prompt_tokens(static_cast<int>(generation.prompt.size()));
+  return engine_.Submit(model.handle, std::move(generation), sink);
 }
 
 }  // namespace quern

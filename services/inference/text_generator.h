@@ -19,23 +19,37 @@ namespace quern {
 // submitted. Thread-safe.
 class TextGenerator {
  public:
-  // All references outlive this.
-  TextGenerator(Engine& engine, ModelRegistry& registry);
+  // All references outlive this. A request may take `request_timeout` from its arrival on, whatever
+  // the client allows.
+  TextGenerator(Engine& engine, ModelRegistry& registry, absl::Duration request_timeout);
 
+  // When a request that arrives now is over, for a client that waits until `asked`.
+  absl::Time DeadlineOf(absl::Time asked) const;
+  // What the engine would say of a request now. Quick, so that a front refuses before it does
+  // anything else.
+  absl::Status CheckRoom() const { return engine_.CheckRoom(/*principal=*/""); }
   // RESOURCE_EXHAUSTED when too many wait. Tokenizing a long prompt takes milliseconds: it and what
   // takes as long runs on threads of this.
   [[nodiscard]] absl::Status Post(std::function<void()> work);
 
-  // Checks, tokenizes and submits, on the calling thread; `sink` hears of a refusal like of any
-  // other end.
+  // Checks, tokenizes and submits, in time and while there is room, on the calling thread; `sink`
+  // hears of a refusal like of any other end.
   void Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
                 const std::shared_ptr<GenerationSink>& sink);
 
  private:
+  // Of a checked request. An error says why there will be no end by the engine.
+  absl::Status Submit(const inference::v1::GenerateTextRequest& request, const ServedModel& model,
+                      absl::Time deadline, const std::shared_ptr<GenerationSink>& sink);
+
   Engine& engine_;
   ModelRegistry& registry_;
+  const absl::Duration request_timeout_;
   Executor executor_;
 };
+
+// How a refusal is counted. `status` must not be OK.
+Rejection RejectionOf(const absl::Status& status);
 
 }  // namespace quern
 

@@ -107,6 +107,7 @@ class CollectingSink final : public TokenSink {
     text_.append(text.data(), text.size());
     if (on_tokens_) on_tokens_(*this);
   }
+  void OnDiscarded(int64_t num_tokens) override { discarded_tokens_ = num_tokens; }
   void OnEnd(absl::StatusOr<GenerationResult> result) override {
     CHECK(++num_ends_ == 1) << "OnEnd was called twice";
     result_ = std::move(result);
@@ -123,6 +124,7 @@ class CollectingSink final : public TokenSink {
   // On the engine thread, or after Wait.
   const std::vector<int32_t>& ids() const { return ids_; }
   const std::string& text() const { return text_; }
+  int64_t discarded_tokens() const { return discarded_tokens_; }
   const absl::StatusOr<GenerationResult>& result() const { return result_; }
 
  private:
@@ -131,6 +133,7 @@ class CollectingSink final : public TokenSink {
   std::vector<int32_t> ids_;
   std::string text_;
   absl::StatusOr<GenerationResult> result_ = absl::UnknownError("not ended");
+  int64_t discarded_tokens_ = 0;
   int num_ends_ = 0;
   std::atomic<bool> cancelled_{false};
   Event done_;

@@ -1,8 +1,11 @@
 // Requests that are cancelled, refused or cut off; models that come and go.
 
+#include <algorithm>
 #include <random>
+#include <string>
 #include <thread>
 
+#include "core/base/retry_delay.h"
 #include "tests/core/engine/engine_test_util.h"
 
 namespace quern {
@@ -53,6 +56,7 @@ TEST(CancelTest, ARunningRequestEndsBeforeItsNextToken) {
   EXPECT_EQ(stats.kv_pages_used, 0);
   EXPECT_EQ(stats.requests_running, 0);
   EXPECT_EQ(stats.discarded_tokens, 22);
+  EXPECT_EQ(sink->discarded_tokens(), 22);
 }
 
 TEST(CancelTest, PagesAreFreeForOthersAtTheNextStep) {
@@ -114,6 +118,143 @@ TEST(DeadlineTest, AQueuedRequestExpiresWhileOthersRun) {
   gate.Open();
   EXPECT_THAT(queued->Wait(), StatusIs(absl::StatusCode::kDeadlineExceeded, testing::_));
   EXPECT_OK(first->Wait());
+}
+
+TEST(DeadlineTest, AnExpiredRequestIsNotPrefilled) {
+  ManualClock clock;
+  auto [engine, model] = Make({.kv_cache_bytes = 1 << 20}, &clock);
+  GenerationRequest request = Greedy(Prompt(100, 2), 20);
+  request.deadline = clock.Now();
+  auto sink = Start(*engine, model, request);
+  EXPECT_THAT(sink->Wait(), StatusIs(absl::StatusCode::kDeadlineExceeded, testing::_));
+  EXPECT_EQ(engine->Stats().steps, 0);
+  EXPECT_EQ(sink->discarded_tokens(), 0);
+}
+
+TEST(TimeLimitTest, TheAnswerEndsAsFarAsItHasCome) {
+  ManualClock clock;
+  auto [engine, model] = Make({.kv_cache_bytes = 1 << 20}, &clock);
+  GenerationRequest request = Greedy(Prompt(10, 2), 50);
+  request.time_limit = absl::Seconds(3);
+  auto sink = Start(*engine, model, request, [&](CollectingSink& s) {
+    if (s.ids().size() == 4) clock.Advance(absl::Seconds(3));
+  });
+  ASSERT_OK(sink->Wait());
+  EXPECT_EQ(sink->result()->finish_reason, FinishReason::kTimeLimit);
+  EXPECT_EQ(sink->result()->output_tokens, 4);
+  EXPECT_EQ(sink->ids().size(), 4u);
+  EXPECT_EQ(sink->result()->total_duration, absl::Seconds(3));
+  // All the text of these ids, what was held back included.
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, engine->GetTokenizer(model));
+  EXPECT_EQ(sink->text(), tokenizer->Decode(sink->ids()));
+  EXPECT_EQ(engine->Stats().discarded_tokens, 0);
+}
+
+TEST(TimeLimitTest, AQueuedRequestEndsWithNothing) {
+  ManualClock clock;
+  auto [engine, model] = Make({.kv_cache_bytes = 1 << 20, .max_sequences = 1}, &clock);
+  Gate gate;
+  auto first = Start(*engine, model, Greedy(Prompt(4, 1), 20), gate.AtToken(2));
+  gate.WaitReached();
+  GenerationRequest request = Greedy(Prompt(4, 2), 20);
+  request.time_limit = absl::Seconds(1);
+  auto queued = Start(*engine, model, request);
+  clock.Advance(absl::Seconds(2));
+  gate.Open();
+  ASSERT_OK(queued->Wait());
+  EXPECT_EQ(queued->result()->finish_reason, FinishReason::kTimeLimit);
+  EXPECT_EQ(queued->result()->output_tokens, 0);
+  EXPECT_EQ(queued->result()->queue_duration, absl::Seconds(2));
+  EXPECT_OK(first->Wait());
+}
+
+TEST(TimeLimitTest, MustBeMoreThanNothing) {
+  auto [engine, model] = Make({.kv_cache_bytes = 1 << 20});
+  GenerationRequest request = Greedy(Prompt(4, 2), 20);
+  request.time_limit = absl::ZeroDuration();
+  EXPECT_THAT(engine->Submit(model, request, std::make_shared<CollectingSink>()),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("time_limit")));
+}
+
+TEST(QueueTest, TokensAreBoundedAndTheDelayFollowsTheSpeed) {
+  ManualClock clock;
+  auto [engine, model] =
+      Make({.kv_cache_bytes = 1 << 20, .max_sequences = 1, .max_queued_tokens = 150}, &clock);
+  Gate gate;
+  // A prefill of 40 tokens and 9 more in 10 seconds.
+  auto running = Start(*engine, model, Greedy(Prompt(40, 0), 20), [&](CollectingSink& s) {
+    if (s.ids().size() <= 10) clock.Advance(absl::Seconds(1));
+    gate.AtToken(11)(s);
+  });
+  gate.WaitReached();
+  EXPECT_EQ(engine->Stats().queued_tokens, 60);
+  auto queued = Start(*engine, model, Greedy(Prompt(10, 1), 30));
+  EXPECT_OK(engine->CheckRoom(""));
+  const auto submit = [&engine = engine, model = model](int output_tokens) {
+    auto sink = std::make_shared<CollectingSink>();
+    return engine->Submit(model, Greedy(Prompt(10, 2), output_tokens), sink);
+  };
+  const absl::Status refused = submit(41);
+  EXPECT_THAT(refused,
+              StatusIs(absl::StatusCode::kResourceExhausted, testing::HasSubstr("tokens")));
+  EXPECT_THAT(NoRoomOf(refused), testing::Optional(NoRoom::kTokens));
+  EXPECT_EQ(RetryDelayOf(refused), absl::Seconds(1)) << "one token too many";
+  // 51 too many. The weights of older steps have faded, so the speed is less than the mean.
+  const absl::Duration delay = RetryDelayOf(submit(91)).value();
+  EXPECT_GT(delay, absl::Seconds(51 / 4.9));
+  EXPECT_LT(delay, absl::Seconds(51 / 3.0));
+  EXPECT_OK(submit(40));
+  gate.Open();
+  EXPECT_OK(running->Wait());
+  EXPECT_OK(queued->Wait());
+  engine->Drain(absl::InfiniteDuration());
+  EXPECT_EQ(engine->Stats().queued_tokens, 0);
+  EXPECT_THAT(engine->CheckRoom(""), StatusIs(absl::StatusCode::kUnavailable, testing::_));
+}
+
+TEST(QueueTest, HighPriorityIsTakenFirst) {
+  auto [engine, model] = Make({.kv_cache_bytes = 1 << 20, .max_sequences = 1});
+  Gate gate;
+  auto running = Start(*engine, model, Greedy(Prompt(4, 0), 2), gate.AtToken(1));
+  gate.WaitReached();
+  std::vector<Priority> ended;  // on the engine thread
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (const Priority priority : {Priority::kLow, Priority::kNormal, Priority::kHigh}) {
+    GenerationRequest request = Greedy(Prompt(4, 1), 3);
+    request.priority = priority;
+    sinks.push_back(Start(*engine, model, request, {},
+                          [&ended, priority](CollectingSink&) { ended.push_back(priority); }));
+  }
+  gate.Open();
+  for (const auto& sink : sinks) EXPECT_OK(sink->Wait());
+  EXPECT_THAT(ended, testing::ElementsAre(Priority::kHigh, Priority::kNormal, Priority::kLow));
+}
+
+TEST(QueueTest, AFloodIsRefusedAndTakesNoMemory) {
+  auto [engine, model] =
+      Make({.kv_cache_bytes = 1 << 20, .max_sequences = 2, .max_queued_requests = 6});
+  Gate gate;
+  auto running = Start(*engine, model, Greedy(Prompt(4, 0), 2), gate.AtToken(1));
+  gate.WaitReached();
+  std::vector<std::weak_ptr<CollectingSink>> sinks;
+  int refused = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    auto sink = std::make_shared<CollectingSink>();
+    sinks.push_back(sink);
+    const absl::Status status = engine->Submit(model, Greedy(Prompt(4, i), 2), sink);
+    if (status.ok()) continue;
+    ++refused;
+    ASSERT_TRUE(RetryDelayOf(status).has_value());
+  }
+  EXPECT_EQ(refused, 10'000 - 7);
+  EXPECT_EQ(
+      std::count_if(sinks.begin(), sinks.end(), [](const auto& sink) { return !sink.expired(); }),
+      7)
+      << "nothing of a refused request is kept";
+  EXPECT_EQ(engine->Stats().requests_waiting, 7);
+  gate.Open();
+  EXPECT_OK(running->Wait());
+  engine->Drain(absl::InfiniteDuration());
 }
 
 TEST(QueueTest, IsFullAtItsLimitAndHasRoomAgainAfterAnEnd) {
@@ -279,11 +420,14 @@ TEST(LeakTest, AThousandRequestsWithCancellationsLeaveNothing) {
       if (static_cast<int>(s.ids().size()) == cancel_at) s.Cancel();
     });
     if (cancel_at == 0) sink->Cancel();
-    const GenerationRequest request = Sampled(Prompt(1 + number(60), i), 1 + number(20), i);
+    GenerationRequest request = Sampled(Prompt(1 + number(60), i), 1 + number(20), i);
+    request.principal = std::to_string(number(3));
+    request.priority = static_cast<Priority>(number(kNumPriorities));
     while (true) {
       const absl::Status status = engine->Submit(model, request, sink);
       if (status.ok()) break;
       ASSERT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, testing::_));
+      // A principal at its share waits for its own; the oldest may be another's.
       ASSERT_LT(next_to_wait, sinks.size());
       sinks[next_to_wait++]->Wait();
     }
@@ -300,6 +444,7 @@ TEST(LeakTest, AThousandRequestsWithCancellationsLeaveNothing) {
   EXPECT_GT(cancelled, 100);
   const EngineStats stats = engine->Stats();
   EXPECT_GT(stats.preemptions, 0);
+  EXPECT_EQ(stats.queued_tokens, 0);
   EXPECT_EQ(stats.kv_pages_used, 0);
   EXPECT_EQ(stats.kv_pages_total, 64);
   EXPECT_EQ(stats.requests_running, 0);

@@ -431,7 +431,7 @@ def inference():
             stat("Turned away", "Share of calls that the server had no room for: queue full, "
                  "deadline passed in the queue, not ready or shutting down.",
                  share(rate("quern_requests_rejected_total",
-                            INFERENCE + ',reason=~"queue_full|deadline|draining|not_ready"'),
+                            INFERENCE + ',reason=~"queue_full|queue_tokens|deadline|draining|not_ready"'),
                        rate("grpc_server_handled_total", f"{INFERENCE},{GENERATE}")),
                  "percentunit", steps((0.01, YELLOW), (0.05, RED)), decimals=1),
             stat("First token, p95", "19 of 20 requests see their first token within this time.",
@@ -465,16 +465,19 @@ def inference():
         ("Load", [
             series("Requests by end", "Requests each second by how they ended.",
                    [(rate("quern_requests_total", MODEL, "outcome") + " > 0", "{{outcome}}")],
-                   "reqps", stack=True),
+                   "reqps", stack=True, width=6),
             series("Running and waiting", "Requests in the engine's batch and in its queue.",
                    [(f"sum(quern_requests_running{{{INFERENCE}}})", "running"),
-                    (f"sum(quern_requests_waiting{{{INFERENCE}}})", "waiting")], empty="?"),
+                    (f"sum(quern_requests_waiting{{{INFERENCE}}})", "waiting")], width=6, empty="?"),
+            series("Tokens unfinished", "Of all requests in the engine, prompts and answers asked "
+                   "for; at --max-queued-tokens more are turned away.",
+                   [(f"sum(quern_queued_tokens{{{INFERENCE}}})", "tokens")], width=6, empty="?"),
             series("Tokens in and out", "Prompt tokens taken in and tokens generated each second. "
                    "Cached: prompt tokens not computed again, as another prompt began alike.",
                    [(rate("quern_prompt_tokens_total", MODEL), "in (prompt)"),
                     (rate("quern_generated_tokens_total", MODEL), "out (generated)"),
                     (rate("quern_prefix_cache_tokens_total", INFERENCE),
-                     "of these cached (all models)")])]),
+                     "of these cached (all models)")], width=6)]),
         ("Engine", [
             series("KV pages", "Memory for keys and values, in pages, of all models. Cached pages "
                    "are free, but prompts that begin alike find them. When none is free or cached, "

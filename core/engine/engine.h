@@ -187,6 +187,8 @@ struct EngineStats {
   int64_t cached_prompt_tokens = 0;  // found in the prefix cache instead
   int64_t generated_tokens = 0;      // sampled
   int64_t discarded_tokens = 0;      // computed for requests that did not end well
+  int64_t guessed_tokens = 0;        // computed in speculation
+  int64_t accepted_guesses = 0;      // of these, the right ones
   int64_t preemptions = 0;           // sequences that lost their pages and were computed again
   absl::Time last_step_time = absl::InfinitePast();
 };

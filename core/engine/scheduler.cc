@@ -47,6 +47,7 @@ const std::vector<ScheduledRun>& Scheduler::Plan(absl::Time now) {
   for (const auto& sequence : running_) {
     if (sequence->num_pending() == 1) Schedule(*sequence);
   }
+  AddGuesses();
   SchedulePrefills(now);
   return plan_;
 }
@@ -78,11 +79,29 @@ void Scheduler::GrowRunning() {
 void Scheduler::Preempt() {
   std::unique_ptr<Sequence> last = std::move(running_.back());
   running_.pop_back();
-  last->pages.Release();
-  last->num_lost = std::exchange(last->num_computed, 0);
+  last->num_lost = last->num_computed;
+  last->ReleasePages();
   FairQueue& queue = QueueOf(*last);
   queue.PutBack(std::move(last));
   ++num_preemptions_;
+}
+
+void Scheduler::AddGuesses() {
+  for (ScheduledRun& run : plan_) {
+    Sequence& sequence = *run.sequence;
+    int guesses = std::min({sequence.num_guesses(), tokens_left_, logits_left_});
+    // They take no pages from anybody.
+    if (guesses > 0 && !sequence.pages.GrowTo(PagesFor(sequence.num_tokens() + guesses))) {
+      guesses =
+          std::min(guesses, sequence.pages.size() * limits_.page_tokens - sequence.num_tokens());
+    }
+    if (guesses <= 0) continue;
+    run.num_guesses = guesses;
+    run.num_tokens += guesses;
+    run.num_logits += guesses;
+    tokens_left_ -= guesses;
+    logits_left_ -= guesses;
+  }
 }
 
 void Scheduler::SchedulePrefills(absl::Time now) {

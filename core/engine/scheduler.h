@@ -27,6 +27,7 @@ struct ScheduledRun {
   Sequence* sequence = nullptr;
   int num_tokens = 0;
   int num_logits = 0;
+  int num_guesses = 0;  // of num_tokens, and as many of num_logits: see Sequence::draft
 };
 
 // Decides what the next step of one model computes: continuous batching. Every running sequence in
@@ -78,6 +79,13 @@ class Scheduler {
 
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const;
+  // Those in decode, oldest first of each priority.
+  template <typename Visit>
+  void ForEachDecoding(Visit visit) {
+    for (const auto& sequence : running_) {
+      if (sequence->num_pending() == 1 && !sequence->scoring()) visit(*sequence);
+    }
+  }
   int64_t num_preemptions() const { return num_preemptions_; }
 
  private:
@@ -94,6 +102,8 @@ class Scheduler {
   // Gives every running sequence pages for its tokens, preempting while there are too few.
   void GrowRunning();
   void Preempt();
+  // Adds the guesses of the decoding sequences, as far as there is room.
+  void AddGuesses();
   // Shares what is left of the step among prefills.
   void SchedulePrefills(absl::Time now);
   // Whose turn it is of those that wait; null when none does.

@@ -23,16 +23,17 @@ using LogitsFn = std::function<void(int position, absl::Span<const float> logits
 
 // What a request is inside the engine. Made by the caller's thread, then the engine thread's alone.
 struct Sequence {
-  // `on_logits` makes it a scoring: its tokens are computed, none is sampled. `prefix_root`: see
+  // `on_logits` makes it a scoring: its tokens are computed, none is sampled. `prefix_root_in`: see
   // PageLease.
   Sequence(GenerationRequest request_in, std::shared_ptr<TokenSink> sink_in, LogitsFn on_logits_in,
-           TextStream text_in, KvPagePool* pool, uint64_t prefix_root, absl::Time now)
+           TextStream text_in, KvPagePool* pool, uint64_t prefix_root_in, absl::Time now)
       : tokens(std::move(request_in.prompt)),
         num_prompt_tokens(static_cast<int>(tokens.size())),
         request(std::move(request_in)),
         sink(std::move(sink_in)),
         on_logits(std::move(on_logits_in)),
         text(std::move(text_in)),
+        prefix_root(prefix_root_in),
         pages(pool, prefix_root),
         submit_time(now),
         stop_time(now + request.time_limit),
@@ -44,6 +45,15 @@ struct Sequence {
   int num_pending() const { return num_tokens() - num_computed; }
   int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
   bool scoring() const { return on_logits != nullptr; }
+  int num_guesses() const { return draft.empty() ? 0 : static_cast<int>(draft.size()) - 1; }
+  // Gives back all pages; their keys and values are to be computed again.
+  void ReleasePages() {
+    pages.Release();
+    num_computed = 0;
+    draft_pages = nullptr;
+    num_draft_computed = 0;
+    draft.clear();
+  }
 
   std::vector<int32_t> tokens;  // the prompt and what was sampled
   const int num_prompt_tokens;
@@ -60,7 +70,18 @@ struct Sequence {
   uint64_t seed = 0;
   std::vector<int32_t> end_ids;  // the model's end-of-text ids and the request's stop_ids
   TextStream text;
+  const uint64_t prefix_root;
   PageLease pages;
+
+  // Speculation: the last token and the guesses that follow it, which the next step computes with
+  // it; empty when there are none.
+  std::vector<int32_t> draft;
+  int max_guesses = 0;  // of the next step
+  // What its guesses have earned: as many are tried as seem to be kept.
+  int guess_limit = 0;
+  // The draft model's keys and values, and of how many leading tokens they are. Null without one.
+  std::unique_ptr<PageLease> draft_pages;
+  int num_draft_computed = 0;
 
   const absl::Time submit_time;
   const absl::Time stop_time;                      // of the request's time limit

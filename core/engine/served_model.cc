@@ -20,6 +20,9 @@ constexpr int kMaxStopSequenceBytes = 64;
 // Rows of logits of a step when few sequences run: scoring asks for one per token, and with fewer
 // rows the head's weights would be read too often for each.
 constexpr int kMinLogits = 128;
+// Rows of logits of a step in which guesses are tried: with more, products are no longer bound by
+// reading the weights, and a guess costs what a token does.
+constexpr int kMaxSpeculativeRows = 8;
 
 bool Contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
@@ -77,13 +80,13 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
   }
   const int max_logits =
       std::max(options.max_sequences, std::min(options.max_step_tokens, kMinLogits));
+  const BackendLimits backend_limits{.page_tokens = options.page_tokens,
+                                     .kv_cache_bytes = options.kv_cache_bytes,
+                                     .max_step_tokens = options.max_step_tokens,
+                                     .max_logits = max_logits,
+                                     .max_sequences = options.max_sequences};
   ASSIGN_OR_RETURN(std::unique_ptr<BackendModel> model,
-                   backend->Load(source, load_options,
-                                 {.page_tokens = options.page_tokens,
-                                  .kv_cache_bytes = options.kv_cache_bytes,
-                                  .max_step_tokens = options.max_step_tokens,
-                                  .max_logits = max_logits,
-                                  .max_sequences = options.max_sequences}));
+                   backend->Load(source, load_options, backend_limits));
   ModelInfo info;
   info.config = source.config();
   info.max_context_tokens = static_cast<int>(std::min<int64_t>(
@@ -103,9 +106,46 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
                                .max_sequences = options.max_sequences,
                                .max_logits = max_logits,
                                .page_tokens = options.page_tokens};
-  return std::unique_ptr<ServedModel>(new ServedModel(std::move(info), std::move(tokenizer),
+  std::unique_ptr<ServedModel> served(new ServedModel(std::move(info), std::move(tokenizer),
                                                       source.chat_template(), std::move(model),
                                                       limits, options.prefix_cache, pool, clock));
+  RETURN_IF_ERROR(served->StartSpeculation(load_options, source, backend_limits, backend));
+  return served;
+}
+
+absl::Status ServedModel::StartSpeculation(const LoadOptions& options, const ModelSource& source,
+                                           const BackendLimits& limits, Backend* backend) {
+  const int max_guesses = options.speculation.max_guesses;
+  const ModelSource* draft = options.speculation.draft;
+  if (max_guesses < 0 || max_guesses > kMaxGuesses) {
+    return absl::InvalidArgumentError(absl::StrCat("speculation: max_guesses is ", max_guesses,
+                                                   ", wanted 0 (off) to ", kMaxGuesses));
+  }
+  max_guesses_ = max_guesses;
+  drafting_.reserve(limits.max_sequences);
+  if (max_guesses == 0) return absl::OkStatus();
+  if (draft == nullptr) {
+    drafter_ = MakeNgramDrafter();
+    return absl::OkStatus();
+  }
+  if (draft->config().vocab_size != source.config().vocab_size ||
+      draft->tokenizer_json() != source.tokenizer_json()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "speculation: the draft model has another tokenizer (", draft->config().vocab_size,
+        " tokens) than the model (", source.config().vocab_size,
+        "); use one of the same family, or fewer bits of the same model"));
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<BackendModel> model,
+                   backend->Load(*draft, {.precision = options.precision}, limits));
+  const int context = static_cast<int>(std::min<int64_t>(
+      int64_t{model->num_pages()} * limits.page_tokens, draft->config().max_position_embeddings));
+  drafter_ = MakeModelDrafter(std::move(model), limits, context,
+                              [this](const Sequence& sequence, absl::Span<const float> logits) {
+                                return DrawNext(sequence, logits, scratch_.front());
+                              });
+  info_.weight_bytes += drafter_->weight_bytes();
+  info_.kv_bytes += drafter_->kv_bytes();
+  return absl::OkStatus();
 }
 
 ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer,
@@ -150,6 +190,7 @@ std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
   if (output_tokens == 0 && !sequence->scoring()) output_tokens = kAssumedOutputTokens;
   sequence->queue_tokens =
       std::min<int64_t>(sequence->num_prompt_tokens + output_tokens, info_.max_context_tokens);
+  if (max_guesses_ > 0) sequence->draft.reserve(1 + max_guesses_);
   // Room for the whole answer, so that no step has to make it.
   const int64_t tokens = sequence->num_prompt_tokens + int64_t{sequence->request.max_output_tokens};
   sequence->tokens.reserve(std::min<int64_t>(tokens, info_.max_context_tokens + 1));
@@ -233,6 +274,7 @@ void ServedModel::Plan(EngineStats& stats, std::vector<EndedSequence>& ended) {
   plan_ = nullptr;
   Contained(stats, ended, [&] {
     EndCancelled(stats, ended);
+    DraftGuesses();
     const int64_t preemptions_before = scheduler_.num_preemptions();
     plan_ = &scheduler_.Plan(clock_->Now());
     stats.preemptions += scheduler_.num_preemptions() - preemptions_before;
@@ -264,12 +306,13 @@ ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& pl
   batch_.clear();
   for (const ScheduledRun& run : plan) {
     const Sequence& sequence = *run.sequence;
-    batch_.push_back(
-        {.tokens =
-             absl::MakeConstSpan(sequence.tokens).subspan(sequence.num_computed, run.num_tokens),
-         .position = sequence.num_computed,
-         .pages = sequence.pages.pages(),
-         .num_logits = run.num_logits});
+    batch_.push_back({.tokens = run.num_guesses > 0
+                                    ? absl::MakeConstSpan(sequence.draft).first(run.num_tokens)
+                                    : absl::MakeConstSpan(sequence.tokens)
+                                          .subspan(sequence.num_computed, run.num_tokens),
+                      .position = sequence.num_computed,
+                      .pages = sequence.pages.pages(),
+                      .num_logits = run.num_logits});
     report.num_tokens += run.num_tokens;
   }
   const absl::StatusOr<absl::Span<const float>> logits = model_->Step(batch_);
@@ -285,27 +328,73 @@ ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& pl
     if (sequence.work_tokens == 0) stats.cached_prompt_tokens += sequence.num_cached;
     stats.prompt_tokens +=
         std::clamp(sequence.num_prompt_tokens - sequence.num_computed, 0, run.num_tokens);
-    sequence.num_computed += run.num_tokens;
-    sequence.pages.Publish(absl::MakeConstSpan(sequence.tokens).first(sequence.num_computed));
+    // Guesses count when they turn out right.
+    sequence.num_computed += run.num_tokens - run.num_guesses;
     sequence.work_tokens += run.num_tokens;
+    stats.guessed_tokens += run.num_guesses;
     if (sequence.scoring()) {
       DeliverLogits(run, logits->data() + row * info_.config.vocab_size);
-    } else if (run.num_logits == 1) {
-      draws_.push_back({.sequence = &sequence, .row = row, .token = 0});
+    } else if (run.num_logits > 0) {
+      draws_.push_back({.sequence = &sequence, .row = row, .run = &run, .token = 0});
     }
     row += run.num_logits;
   }
-  if (logits.ok()) DrawTokens(*logits);
-  for (const Draw& draw : draws_) {
-    if (draw.token.ok()) {
-      ++stats.generated_tokens;
-      DeliverToken(draw);
-    } else {
-      Finish(*draw.sequence, draw.token.status());
-    }
+  while (logits.ok() && !draws_.empty()) {
+    DrawTokens(*logits);
+    std::erase_if(draws_, [&](Draw& draw) { return !TakeDraw(draw, stats); });
+  }
+  for (const ScheduledRun& run : plan) {
+    Sequence& sequence = *run.sequence;
+    sequence.pages.Publish(absl::MakeConstSpan(sequence.tokens).first(sequence.num_computed));
+    sequence.draft.clear();
   }
   CollectEnded(stats, ended);
   return report;
+}
+
+void ServedModel::DraftGuesses() {
+  if (drafter_ == nullptr) return;
+  drafting_.clear();
+  scheduler_.ForEachDecoding([&](Sequence& sequence) { drafting_.push_back(&sequence); });
+  if (drafting_.empty()) return;
+  const int share = kMaxSpeculativeRows / static_cast<int>(drafting_.size()) - 1;
+  std::erase_if(drafting_, [&](Sequence* sequence) {
+    if (sequence->guess_limit == 0) sequence->guess_limit = max_guesses_;
+    sequence->max_guesses =
+        std::min({share, sequence->guess_limit,
+                  // The last token of an answer and of a context need not be guessed from.
+                  sequence->request.max_output_tokens > 0
+                      ? sequence->request.max_output_tokens - sequence->num_output_tokens() - 1
+                      : max_guesses_,
+                  info_.max_context_tokens - sequence->num_tokens()});
+    if (sequence->max_guesses > 0) sequence->draft.assign(1, sequence->tokens.back());
+    return sequence->max_guesses <= 0;
+  });
+  if (!drafting_.empty()) drafter_->Draft(absl::MakeConstSpan(drafting_));
+}
+
+bool ServedModel::TakeDraw(Draw& draw, EngineStats& stats) {
+  Sequence& sequence = *draw.sequence;
+  if (!draw.token.ok()) {
+    Finish(sequence, draw.token.status());
+    return false;
+  }
+  ++stats.generated_tokens;
+  const bool goes_on = DeliverToken(draw);
+  const int num_guesses = draw.run->num_guesses;
+  if (num_guesses == 0) return false;
+  if (goes_on && draw.num_accepted < num_guesses &&
+      sequence.draft[1 + draw.num_accepted] == *draw.token) {
+    // Its keys and values are there already, and so are the logits that follow it.
+    ++sequence.num_computed;
+    ++stats.accepted_guesses;
+    ++draw.num_accepted;
+    ++draw.row;
+    return true;
+  }
+  sequence.guess_limit = draw.num_accepted == num_guesses ? std::min(max_guesses_, num_guesses + 2)
+                                                          : draw.num_accepted + 1;
+  return false;
 }
 
 void ServedModel::EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended) {
@@ -359,9 +448,9 @@ void ServedModel::DrawTokens(absl::Span<const float> logits) {
   });
 }
 
-void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scratch,
-                            Draw& draw) const {
-  const Sequence& sequence = *draw.sequence;
+absl::StatusOr<int32_t> ServedModel::DrawNext(const Sequence& sequence,
+                                              absl::Span<const float> logits,
+                                              SamplerScratch& scratch) const {
   const GenerationRequest& request = sequence.request;
   const auto tokens = absl::MakeConstSpan(sequence.tokens);
   DrawContext context{.prompt = tokens.first(sequence.num_prompt_tokens),
@@ -369,15 +458,21 @@ void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scra
   if (sequence.num_output_tokens() < request.min_output_tokens) {
     context.excluded = sequence.end_ids;
   }
-  draw.token = SampleToken(AdjustLogits(logits, request.sampling, context, scratch),
-                           request.sampling, sequence.seed, sequence.num_output_tokens(), scratch);
+  return SampleToken(AdjustLogits(logits, request.sampling, context, scratch), request.sampling,
+                     sequence.seed, sequence.num_output_tokens(), scratch);
+}
+
+void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scratch,
+                            Draw& draw) const {
+  const GenerationRequest& request = draw.sequence->request;
+  draw.token = DrawNext(*draw.sequence, logits, scratch);
   if (!draw.token.ok() || !request.num_logprobs.has_value()) return;
   draw.logprob =
       Logprobs(logits, *draw.token,
                absl::MakeSpan(draw.most_probable.data(), num_logprobs(request)), scratch);
 }
 
-void ServedModel::DeliverToken(const Draw& draw) {
+bool ServedModel::DeliverToken(const Draw& draw) {
   Sequence& sequence = *draw.sequence;
   const int32_t token = *draw.token;
   const GenerationRequest& request = sequence.request;
@@ -410,9 +505,13 @@ void ServedModel::DeliverToken(const Draw& draw) {
       }
       sequence.sink->OnTokens(ids, text);
     });
-    if (!status.ok()) return Finish(sequence, status);
+    if (!status.ok()) {
+      Finish(sequence, status);
+      return false;
+    }
   }
   if (reason.has_value()) Finish(sequence, MakeResult(sequence, *reason, now));
+  return !reason.has_value();
 }
 
 void ServedModel::Finish(Sequence& sequence, absl::StatusOr<GenerationResult> result) {
@@ -429,7 +528,7 @@ void ServedModel::CollectEnded(EngineStats& stats, std::vector<EndedSequence>& e
       [&](const Sequence& sequence) { return find(sequence) != finished_.end(); });
   for (std::unique_ptr<Sequence>& sequence : removed) {
     absl::StatusOr<GenerationResult> result = std::move(find(*sequence)->second);
-    sequence->pages.Release();
+    sequence->ReleasePages();
     if (!result.ok()) stats.discarded_tokens += sequence->work_tokens;
     ended.push_back({std::move(sequence), std::move(result)});
   }
@@ -440,7 +539,7 @@ void ServedModel::EndAll(const absl::Status& status, EngineStats& stats,
                          std::vector<EndedSequence>& ended) {
   for (std::unique_ptr<Sequence>& sequence :
        scheduler_.Remove([](const Sequence&) { return true; })) {
-    sequence->pages.Release();
+    sequence->ReleasePages();
     stats.discarded_tokens += sequence->work_tokens;
     ended.push_back({std::move(sequence), status});
   }

@@ -18,6 +18,7 @@
 #include "core/engine/sampler.h"
 #include "core/engine/scheduler.h"
 #include "core/engine/sequence.h"
+#include "core/engine/speculation.h"
 
 namespace quern {
 
@@ -67,15 +68,23 @@ class ServedModel {
   struct Draw {
     Sequence* sequence;
     int64_t row;  // of the step's logits
+    const ScheduledRun* run = nullptr;
+    int num_accepted = 0;  // of the run's guesses
     absl::StatusOr<int32_t> token;
     // As the request asks for them; here, since the threads that draw must not allocate.
     TokenLogprob logprob;
     std::array<TokenLogprob, kMaxLogprobs> most_probable;
   };
 
+  // Loads what makes the guesses. INVALID_ARGUMENT when a draft model cannot make any for this one.
+  absl::Status StartSpeculation(const LoadOptions& options, const ModelSource& source,
+                                const BackendLimits& limits, Backend* backend);
+
   // Runs `body`; when it throws (there is no memory), every sequence ends with INTERNAL.
   template <typename Body>
   void Contained(EngineStats& stats, std::vector<EndedSequence>& ended, Body body);
+  // Has the decoding sequences' next tokens guessed.
+  void DraftGuesses();
   StepReport RunPlan(const std::vector<ScheduledRun>& plan, EngineStats& stats,
                      std::vector<EndedSequence>& ended);
   // Ends what was cancelled, has expired or is over its time limit.
@@ -87,13 +96,20 @@ class ServedModel {
     return std::min(request.num_logprobs.value_or(0), info_.config.vocab_size);
   }
   void DrawToken(absl::Span<const float> logits, SamplerScratch& scratch, Draw& draw) const;
-  void DeliverToken(const Draw& draw);
   void EndAtTimeLimit(Sequence& sequence, absl::Time now);
+  // What the request draws from `logits` as its next token.
+  absl::StatusOr<int32_t> DrawNext(const Sequence& sequence, absl::Span<const float> logits,
+                                   SamplerScratch& scratch) const;
+  // Hands the draw's token over. Whether the next row is to be drawn from: the guess was right, and
+  // the text goes on.
+  bool TakeDraw(Draw& draw, EngineStats& stats);
+  // False when that ended the sequence.
+  bool DeliverToken(const Draw& draw);
   // Notes that `sequence` is over; CollectEnded takes it out.
   void Finish(Sequence& sequence, absl::StatusOr<GenerationResult> result);
   void CollectEnded(EngineStats& stats, std::vector<EndedSequence>& ended);
 
-  const ModelInfo info_;
+  ModelInfo info_;  // const once it is loaded
   const std::shared_ptr<const Tokenizer> tokenizer_;
   const std::string chat_template_;
   ThreadPool* const pool_;
@@ -101,6 +117,10 @@ class ServedModel {
   const bool prefix_cache_;
 
   const std::unique_ptr<BackendModel> model_;
+  // Of one sequence in one step; 0 without speculation.
+  int max_guesses_ = 0;
+  std::unique_ptr<Drafter> drafter_;  // null then
+  std::vector<Sequence*> drafting_;   // of one DraftGuesses; kept for its memory
   KvPagePool pages_;
   Scheduler scheduler_;
   std::vector<SamplerScratch> scratch_;  // one a thread

@@ -9,7 +9,6 @@
 #include <boost/beast/http.hpp>
 
 #include "core/base/status_macros.h"
-#include "services/common/address.h"
 
 namespace quern::cli {
 namespace {
@@ -20,31 +19,10 @@ namespace http = boost::beast::http;
 
 constexpr size_t kMaxBodyBytes = 16 << 20;
 
-struct Url {
-  HostPort host_port;
-  std::string target;  // "/metrics"
-};
-
-absl::StatusOr<Url> ParseUrl(absl::string_view text) {
-  absl::string_view rest = text;
-  if (!absl::ConsumePrefix(&rest, "http://")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", text, "' is no URL that can be asked; wanted http://HOST:PORT/PATH"));
-  }
-  const size_t slash = std::min(rest.find('/'), rest.size());
-  std::string authority(rest.substr(0, slash));
-  const bool has_port = authority.rfind(':') != std::string::npos && authority.back() != ']';
-  if (!has_port) authority += ":80";
-  Url url;
-  ASSIGN_OR_RETURN(url.host_port, ParseHostPort(authority));
-  url.target = slash == rest.size() ? "/" : std::string(rest.substr(slash));
-  return url;
-}
-
 // One exchange; every step starts the next.
 class Exchange {
  public:
-  explicit Exchange(const Url& url)
+  explicit Exchange(const HttpUrl& url)
       : url_(url), request_(http::verb::get, url.target, 11), result_(asio::error::timed_out) {
     request_.set(http::field::host, url.host_port.ToString());
     request_.set(http::field::user_agent, "quern");
@@ -82,7 +60,7 @@ class Exchange {
     });
   }
 
-  const Url url_;
+  const HttpUrl url_;
   asio::io_context context_{1};
   asio::ip::tcp::resolver resolver_{context_};
   beast::tcp_stream stream_{context_};
@@ -94,8 +72,24 @@ class Exchange {
 
 }  // namespace
 
+absl::StatusOr<HttpUrl> ParseHttpUrl(absl::string_view text) {
+  absl::string_view rest = text;
+  if (!absl::ConsumePrefix(&rest, "http://")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is no URL that can be asked; wanted http://HOST:PORT/PATH"));
+  }
+  const size_t slash = std::min(rest.find('/'), rest.size());
+  std::string authority(rest.substr(0, slash));
+  const bool has_port = authority.rfind(':') != std::string::npos && authority.back() != ']';
+  if (!has_port) authority += ":80";
+  HttpUrl url;
+  ASSIGN_OR_RETURN(url.host_port, ParseHostPort(authority));
+  url.target = slash == rest.size() ? "/" : std::string(rest.substr(slash));
+  return url;
+}
+
 absl::StatusOr<HttpAnswer> HttpGet(absl::string_view url_text, absl::Duration timeout) {
-  ASSIGN_OR_RETURN(const Url url, ParseUrl(url_text));
+  ASSIGN_OR_RETURN(const HttpUrl url, ParseHttpUrl(url_text));
   Exchange exchange(url);
   const beast::error_code error = exchange.Run(timeout);
   if (error == asio::error::timed_out) {

@@ -7,7 +7,17 @@
 
 #include <string>
 
+#include "services/common/address.h"
+
 namespace quern::cli {
+
+struct HttpUrl {
+  HostPort host_port;
+  std::string target;  // "/metrics"; "/" when there is none
+};
+
+// "http://HOST[:PORT][/PATH]"; INVALID_ARGUMENT for any other kind.
+absl::StatusOr<HttpUrl> ParseHttpUrl(absl::string_view text);
 
 struct HttpAnswer {
   int status = 0;

@@ -19,6 +19,10 @@ done | sort -u | while read -r library; do
   esac
   install -D "$library" "$root$library"
 done
+# For `quern chat` at a terminal: what terminals can do, and UTF-8.
+mkdir -p "$root/lib" "$root/usr/lib/locale"
+cp -r /lib/terminfo "$root/lib/"
+cp -r /usr/lib/locale/C.utf8 "$root/usr/lib/locale/"
 cat >"$root/etc/passwd" <<<'quern:x:10001:10001::/var/lib/quern:/sbin/nologin'
 cat >"$root/etc/group" <<<'quern:x:10001:'
 # Names from /etc/hosts first, then from the network's name server.

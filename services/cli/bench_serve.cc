@@ -79,7 +79,7 @@ class LoadRunner {
     const absl::Time now = absl::Now();
     client_.Start(prompts_.Next(), {.due = now, .window_end = now},
                   [this](LoadOutcome outcome) { outcomes_.push_back(std::move(outcome)); });
-    Drain(now + absl::Seconds(options_.drain_seconds));
+    Drain(absl::InfiniteFuture());
     return outcomes_.front().status;
   }
 

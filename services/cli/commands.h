@@ -21,8 +21,8 @@ void AddQuantize(CLI::App& app, Command& command);
 void AddJobs(CLI::App& app, Command& command);
 void AddArtifacts(CLI::App& app, Command& command);
 void AddModels(CLI::App& app, Command& command);
-// `complete` and `chat`.
-void AddGenerate(CLI::App& app, Command& command);
+void AddComplete(CLI::App& app, Command& command);
+void AddChat(CLI::App& app, Command& command);
 void AddEval(CLI::App& app, Command& command);
 void AddBench(CLI::App& app, Command& command);
 void AddHealth(CLI::App& app, Command& command);

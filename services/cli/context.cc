@@ -8,9 +8,12 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
+#include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <iostream>
 #include <system_error>
@@ -118,6 +121,32 @@ void Interrupt::WatchCallsOnly() {
     calls_only_ = true;
   }
   Watch();
+}
+
+absl::Status Interrupt::WatchRepeatedly() {
+  wake_fd_ = FileDescriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (wake_fd_.get() < 0) return absl::ErrnoToStatus(errno, "eventfd");
+  BlockShutdownSignals();
+  std::thread([this] {
+    while (true) TriggerRepeatedly(WaitForOneShutdownSignal() == SIGTERM);
+  }).detach();
+  return absl::OkStatus();
+}
+
+void Interrupt::TriggerRepeatedly(bool terminate) {
+  MutexLock lock(&mutex_);
+  terminated_ |= terminate;
+  if (context_ != nullptr) context_->TryCancel();
+  if (context_ == nullptr || terminate) {
+    const uint64_t one = 1;
+    // Fails only when the counter is full, which is readable all the same.
+    [[maybe_unused]] const ssize_t written = write(wake_fd_.get(), &one, sizeof(one));
+  }
+}
+
+bool Interrupt::terminated() const {
+  MutexLock lock(&mutex_);
+  return terminated_;
 }
 
 void Interrupt::Trigger() {

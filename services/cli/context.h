@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 
+#include "core/base/file.h"
 #include "core/base/mutex.h"
 
 namespace quern::cli {
@@ -99,6 +100,13 @@ class Interrupt {
   void Watch();
   // The same for a program that waits for its user between calls: there the signal ends it.
   void WatchCallsOnly() ABSL_LOCKS_EXCLUDED(mutex_);
+  // For a program that talks with its user: each Ctrl-C cancels the call under way and no other;
+  // without one it makes wake_fd readable. So does SIGTERM, which the program then ends for. Errors
+  // of the operating system.
+  absl::Status WatchRepeatedly() ABSL_LOCKS_EXCLUDED(mutex_);
+  // An eventfd, -1 without WatchRepeatedly.
+  int wake_fd() const { return wake_fd_.get(); }
+  bool terminated() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // `context` is cancelled when the signal comes (or has come) until Release.
   void Attach(grpc::ClientContext* context) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -107,8 +115,11 @@ class Interrupt {
 
  private:
   void Trigger() ABSL_LOCKS_EXCLUDED(mutex_);
+  void TriggerRepeatedly(bool terminate) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  FileDescriptor wake_fd_;
   mutable Mutex mutex_;
+  bool terminated_ ABSL_GUARDED_BY(mutex_) = false;
   bool calls_only_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   bool interrupted_ ABSL_GUARDED_BY(mutex_) = false;

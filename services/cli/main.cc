@@ -62,7 +62,8 @@ int main(int argc, char** argv) {
   AddJobs(app, command);
   AddArtifacts(app, command);
   AddModels(app, command);
-  AddGenerate(app, command);
+  AddComplete(app, command);
+  AddChat(app, command);
   AddEval(app, command);
   AddBench(app, command);
   AddHealth(app, command);

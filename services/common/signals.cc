@@ -27,10 +27,16 @@ void BlockShutdownSignals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-int WaitForShutdownSignal() {
+int WaitForOneShutdownSignal() {
   const sigset_t signals = ShutdownSignals();
   int number = 0;
   CHECK(sigwait(&signals, &number) == 0);
+  return number;
+}
+
+int WaitForShutdownSignal() {
+  const sigset_t signals = ShutdownSignals();
+  const int number = WaitForOneShutdownSignal();
   std::thread([signals] {
     int second = 0;
     if (sigwait(&signals, &second) == 0) _exit(128 + second);

@@ -11,6 +11,9 @@ void BlockShutdownSignals();
 // at once with status 128 + its number.
 int WaitForShutdownSignal();
 
+// Waits for the next SIGTERM or SIGINT and returns its number; changes nothing for those after it.
+int WaitForOneShutdownSignal();
+
 }  // namespace quern
 
 #endif  // QUERN_SERVICES_COMMON_SIGNALS_H_

@@ -188,6 +188,12 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
     ++num_deleted;
     return failure;
   }
+  // A token for each byte.
+  grpc::Status CountTokens(grpc::ServerContext*, const inference::v1::CountTokensRequest* request,
+                           inference::v1::CountTokensResponse* response) override {
+    response->set_token_count(static_cast<int>(request->text().size()));
+    return failure;
+  }
   grpc::Status StreamGenerateText(
       grpc::ServerContext* context, const inference::v1::GenerateTextRequest* request,
       grpc::ServerWriter<inference::v1::GenerateTextResponse>* writer) override {

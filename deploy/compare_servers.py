@@ -46,8 +46,11 @@ class Server:
 
     def connect(self):
         if not self.model:
-            with urllib.request.urlopen(f'{self.url.rstrip("/")}/v1/models', timeout=60) as answer:
-                models = [model['id'] for model in json.load(answer)['data']]
+            try:
+                with urllib.request.urlopen(f'{self.url.rstrip("/")}/v1/models', timeout=60) as answer:
+                    models = [model['id'] for model in json.load(answer)['data']]
+            except OSError as error:
+                sys.exit(f'{self.name}: {self.url}: {error}')
             if len(models) != 1:
                 sys.exit(f'{self.name}: serves {models}; name one as {self.name}={self.url}#MODEL')
             self.model = models[0]

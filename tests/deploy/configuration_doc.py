@@ -92,6 +92,7 @@ def cli_options(*command):
 
 def cli_row(head, meaning):
     name, _, rest = head.partition(' ')
+    rest = re.sub(r' Excludes: .*', '', rest)
     default = '**required**' if 'REQUIRED' in rest else ''
     rest = rest.replace('REQUIRED', '')
     rest, equals, value = rest.partition('=')

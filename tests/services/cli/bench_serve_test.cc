@@ -219,7 +219,7 @@ class BenchServeTest : public CliTest {
 
 TEST_F(BenchServeTest, OverHttpTokensAreThoseOfUsage) {
   FakeOpenAiServer server([](int, HttpExchange& exchange) {
-    FakeOpenAiServer::Stream(exchange, {"a", "b", "c"});
+    return FakeOpenAiServer::Stream(exchange, {"a", "b", "c"});
   });
   const Json json =
       RunJson(OverHttp(server, {"--rates=20,40", "--prompt-tokens=5", "--output-tokens=6"}));
@@ -250,13 +250,16 @@ TEST_F(BenchServeTest, RefusalsAndFailuresAreCountedApart) {
       case 0:
         return FakeOpenAiServer::Stream(exchange, {"a", "b"});
       case 1:
-        return exchange.Respond({.status = 429, .body = R"({"error": {"message": "full"}})"});
+        exchange.Respond({.status = 429, .body = R"({"error": {"message": "full"}})"});
+        return true;
       case 2:
-        return exchange.Respond({.status = 500, .body = "oops"});
+        exchange.Respond({.status = 500, .body = "oops"});
+        return true;
       default:  // a stream that breaks off
         exchange.StartStream("text/event-stream");
         exchange.Write("data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
-        return exchange.EndStream();
+        exchange.EndStream();
+        return true;
     }
   });
   const Json json = RunJson(OverHttp(server, {"--rate=40"}));
@@ -277,7 +280,7 @@ TEST_F(BenchServeTest, RefusalsAndFailuresAreCountedApart) {
 
 TEST_F(BenchServeTest, WhatIsNotAnsweredInTimeIsGivenUp) {
   FakeOpenAiServer server([](int number, HttpExchange& exchange) {
-    if (number == 0) FakeOpenAiServer::Stream(exchange, {"a"});
+    return number == 0 && FakeOpenAiServer::Stream(exchange, {"a"});
   });
   const Json json = RunJson(OverHttp(server, {"--rate=20", "--drain-seconds=0"}));
   const Json& row = json.at("rows").at(0);
@@ -288,7 +291,7 @@ TEST_F(BenchServeTest, WhatIsNotAnsweredInTimeIsGivenUp) {
 
 TEST_F(BenchServeTest, ClosedLoopKeepsSoManyStreamsBusy) {
   FakeOpenAiServer server([](int, HttpExchange& exchange) {
-    FakeOpenAiServer::Stream(exchange, {"a", "b"});
+    return FakeOpenAiServer::Stream(exchange, {"a", "b"});
   });
   const Json json = RunJson(OverHttp(server, {"--concurrency=1,3"}));
   ASSERT_EQ(json.at("rows").size(), 2U);
@@ -306,7 +309,7 @@ TEST_F(BenchServeTest, ChatsOfAFileGoToBothApis) {
                 "{\"messages\": [{\"role\": \"system\", \"content\": \"Be brief.\"},"
                 "{\"role\": \"user\", \"content\": \"Hi\"}], \"max_tokens\": 3}\n");
   FakeOpenAiServer server([](int, HttpExchange& exchange) {
-    FakeOpenAiServer::Stream(exchange, {"a", "b"});
+    return FakeOpenAiServer::Stream(exchange, {"a", "b"});
   });
   const Json http =
       RunJson(OverHttp(server, {"--concurrency=1", "--prompts=" + prompts, "--end-of-text"}));
@@ -332,6 +335,7 @@ TEST_F(BenchServeTest, ChatsOfAFileGoToBothApis) {
 TEST_F(BenchServeTest, MistakesAreSaidAtOnce) {
   FakeOpenAiServer server([](int, HttpExchange& exchange) {
     exchange.Respond({.status = 404, .body = R"({"error": {"message": "no such model"}})"});
+    return true;
   });
   const Result missing = Run(OverHttp(server, {}));
   EXPECT_EQ(missing.exit_code, 1);

@@ -17,10 +17,10 @@
 namespace quern {
 
 // An OpenAI-compatible server as far as its clients see it: `answer` gets each request with its
-// number, counted from 0, and answers it, or keeps it open by doing nothing.
+// number, counted from 0, and says whether it has answered it; if not, it stays open.
 class FakeOpenAiServer {
  public:
-  using Answer = std::function<void(int number, HttpExchange& exchange)>;
+  using Answer = std::function<bool(int number, HttpExchange& exchange)>;
 
   explicit FakeOpenAiServer(Answer answer) {
     auto server = HttpServer::Start(
@@ -36,9 +36,10 @@ class FakeOpenAiServer {
             MutexLock lock(&mutex_);
             number = static_cast<int>(requests_.size());
             requests_.push_back(exchange->request());
-            open_.push_back(exchange);
           }
-          answer(number, *exchange);
+          if (answer(number, *exchange)) return;
+          MutexLock lock(&mutex_);
+          open_.push_back(exchange);
         });
     EXPECT_OK(server);
     server_ = *std::move(server);
@@ -57,7 +58,7 @@ class FakeOpenAiServer {
   }
 
   // A stream of these pieces as llama-server sends them, for completions and for chats.
-  static void Stream(HttpExchange& exchange, const std::vector<std::string>& pieces) {
+  static bool Stream(HttpExchange& exchange, const std::vector<std::string>& pieces) {
     const bool chat = exchange.request().path == "/v1/chat/completions";
     const auto write = [&](const Json& event) { exchange.Write("data: " + event.dump() + "\n\n"); };
     exchange.StartStream("text/event-stream");
@@ -78,6 +79,7 @@ class FakeOpenAiServer {
            {"usage", {{"prompt_tokens", 5}, {"completion_tokens", 2 * pieces.size()}}}});
     exchange.Write("data: [DONE]\n\n");
     exchange.EndStream();
+    return true;
   }
 
  private:

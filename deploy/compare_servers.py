@@ -172,10 +172,10 @@ def measure_overload(server, options):
     server.add(f'{name}, good/s', row['goodPerSecond'])
     server.add(f'{name}, goodput over peak', row['goodPerSecond'] / peak if peak > 0 else None)
     server.add(f'{name}, first token p99 ms of admitted', row['firstTokenSeconds']['p99'] * 1e3)
-    server.add(f'{name}, refused share', row['refused'] / row['sent'])
+    server.add(f'{name}, refused share', row['refused'] / max(1, row['sent']))
     server.add(f'{name}, refusal p99 ms',
                row['refusedSeconds']['p99'] * 1e3 if row['refused'] else None)
-    server.add(f'{name}, given up share', row['givenUp'] / row['sent'])
+    server.add(f'{name}, given up share', row['givenUp'] / max(1, row['sent']))
     server.add(f'{name}, RSS before MB', before)
     server.add(f'{name}, RSS after MB', after)
 

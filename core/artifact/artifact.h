@@ -2,7 +2,7 @@
 #define QUERN_CORE_ARTIFACT_ARTIFACT_H_
 
 // The artifact directory: manifest.json, model.safetensors and, where the model has them,
-// tokenizer.json and chat_template.jinja. Spec: README.md here.
+// tokenizer.json and chat_template.jinja. Spec: README.md here. Scale deltas: scale_delta.h.
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
@@ -16,9 +16,12 @@
 
 namespace quern {
 
+// Of a whole model, and of a scale delta.
 inline constexpr int kArtifactFormatVersion = 1;
+inline constexpr int kScaleDeltaFormatVersion = 2;
 inline constexpr absl::string_view kManifestName = "manifest.json";
 inline constexpr absl::string_view kWeightsName = "model.safetensors";
+inline constexpr absl::string_view kScaleDeltaName = "delta.safetensors";
 inline constexpr absl::string_view kTokenizerName = "tokenizer.json";
 inline constexpr absl::string_view kChatTemplateName = "chat_template.jinja";
 
@@ -39,6 +42,8 @@ struct ArtifactFileInfo {
 };
 
 struct Manifest {
+  // Of a scale delta: the id of the artifact that it changes. Empty: a whole model.
+  std::string base;
   ModelConfig config;
   QuantFormat format;
   Lineage lineage;
@@ -61,15 +66,34 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view bytes, absl::string_vie
 absl::StatusOr<std::string> WriteArtifact(const PackedModel& model, const Lineage& lineage,
                                           absl::string_view directory);
 
+// The manifest of an artifact directory, parsed; nothing else is read. Errors as ParseManifest,
+// NOT_FOUND.
+absl::StatusOr<Manifest> ReadManifest(absl::string_view directory);
+
+// The tensors of the manifest's model with their shapes alone: all data is null, vectors are zeros.
+// Enough to find out what memory the model will take.
+PackedModel ShapeOf(const Manifest& manifest);
+
+struct VerifiedArtifact {
+  std::string id;
+  Manifest manifest;
+};
+
+// Verifies that the directory holds the manifest and its files, each of the right size and SHA-256,
+// and no more: of a whole model or a scale delta. `expected_id` (hex) may be empty. DATA_LOSS
+// naming the file and what is wrong.
+absl::StatusOr<VerifiedArtifact> VerifyArtifact(absl::string_view directory,
+                                                absl::string_view expected_id = "");
+
 struct LoadedArtifact {
   std::string id;
   Manifest manifest;
   PackedModel model;
 };
 
-// Verifies size and SHA-256 of every file against the manifest, checks every tensor against the
-// manifest's config and format, and maps the weights. `expected_id` (hex) may be empty.
-// DATA_LOSS naming the file and what is wrong; nothing is returned half.
+// Verifies as VerifyArtifact does, checks every tensor against the manifest's config and format,
+// and maps the weights. DATA_LOSS naming the file and what is wrong, FAILED_PRECONDITION for a
+// scale delta; nothing is returned half.
 absl::StatusOr<LoadedArtifact> LoadArtifact(absl::string_view directory,
                                             absl::string_view expected_id = "");
 

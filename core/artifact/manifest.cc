@@ -17,6 +17,7 @@ namespace {
 
 constexpr size_t kMaxPathBytes = 256;
 constexpr size_t kMaxVersionBytes = 64;
+constexpr absl::string_view kScaleDeltaKind = "scale_delta";
 
 absl::Status Damaged(absl::string_view where, absl::string_view what) {
   return absl::DataLossError(absl::StrCat(where, ": ", what));
@@ -54,6 +55,17 @@ absl::Status CheckPath(absl::string_view path, absl::string_view where) {
     return Damaged(where, absl::StrCat("path \"", absl::CEscape(path.substr(0, kMaxPathBytes)),
                                        "\" is not allowed, wanted a relative path of letters, "
                                        "digits, '.', '_', '-' without '..'"));
+  }
+  return absl::OkStatus();
+}
+
+// The files of an artifact: those of a whole model, or the one of a scale delta.
+absl::Status CheckFileName(absl::string_view path, bool is_delta, absl::string_view where) {
+  if (is_delta) {
+    if (path == kScaleDeltaName) return absl::OkStatus();
+    return Damaged(where,
+                   absl::StrCat("file \"", path, "\" is not part of a scale delta, its file is ",
+                                kScaleDeltaName));
   }
   if (path != kWeightsName && path != kTokenizerName && path != kChatTemplateName) {
     return Damaged(where, absl::StrCat("file \"", path, "\" is not part of format version ",
@@ -110,7 +122,7 @@ absl::StatusOr<Lineage> LineageFromJson(const JsonObject& json) {
   return lineage;
 }
 
-absl::StatusOr<std::vector<ArtifactFileInfo>> FilesFromJson(const Json& array,
+absl::StatusOr<std::vector<ArtifactFileInfo>> FilesFromJson(const Json& array, bool is_delta,
                                                             absl::string_view where) {
   std::vector<ArtifactFileInfo> files;
   for (const Json& item : array) {
@@ -120,6 +132,7 @@ absl::StatusOr<std::vector<ArtifactFileInfo>> FilesFromJson(const Json& array,
     ArtifactFileInfo file;
     ASSIGN_OR_RETURN(file.path, object.String("path"));
     RETURN_IF_ERROR(CheckPath(file.path, item_where));
+    RETURN_IF_ERROR(CheckFileName(file.path, is_delta, item_where));
     if (!files.empty() && file.path <= files.back().path) {
       return Damaged(item_where,
                      absl::StrCat("path \"", file.path, "\" after \"", files.back().path,
@@ -130,15 +143,26 @@ absl::StatusOr<std::vector<ArtifactFileInfo>> FilesFromJson(const Json& array,
     ASSIGN_OR_RETURN(file.sha256, ReadDigest(object, "sha256"));
     files.push_back(std::move(file));
   }
+  const absl::string_view weights = is_delta ? kScaleDeltaName : kWeightsName;
   const bool has_weights = std::any_of(files.begin(), files.end(),
-                                       [](const auto& file) { return file.path == kWeightsName; });
-  if (!has_weights) return Damaged(where, absl::StrCat("files: ", kWeightsName, " is missing"));
+                                       [&](const auto& file) { return file.path == weights; });
+  if (!has_weights) return Damaged(where, absl::StrCat("files: ", weights, " is missing"));
   return files;
 }
 
-absl::StatusOr<Manifest> ManifestFromJson(const JsonObject& root) {
-  RETURN_IF_ERROR(CheckKeys(root, {"format_version", "config", "format", "lineage", "files"}));
+absl::StatusOr<Manifest> ManifestFromJson(const JsonObject& root, bool is_delta) {
+  std::vector<absl::string_view> keys = {"format_version", "config", "format", "lineage", "files"};
+  if (is_delta) keys.insert(keys.end(), {"kind", "base"});
+  RETURN_IF_ERROR(CheckKeys(root, keys));
   Manifest manifest;
+  if (is_delta) {
+    ASSIGN_OR_RETURN(const std::string kind, root.String("kind"));
+    if (kind != kScaleDeltaKind) {
+      return Damaged(root.where(), absl::StrCat("kind: found \"", absl::CEscape(kind.substr(0, 40)),
+                                                "\", wanted ", kScaleDeltaKind));
+    }
+    ASSIGN_OR_RETURN(manifest.base, ReadDigest(root, "base"));
+  }
   ASSIGN_OR_RETURN(const JsonObject config, root.Object("config"));
   ASSIGN_OR_RETURN(manifest.config, ModelConfigFromJson(config.json(), config.where()));
   ASSIGN_OR_RETURN(const JsonObject format, root.Object("format"));
@@ -146,7 +170,7 @@ absl::StatusOr<Manifest> ManifestFromJson(const JsonObject& root) {
   ASSIGN_OR_RETURN(const JsonObject lineage, root.Object("lineage"));
   ASSIGN_OR_RETURN(manifest.lineage, LineageFromJson(lineage));
   ASSIGN_OR_RETURN(const Json* files, root.Array("files"));
-  ASSIGN_OR_RETURN(manifest.files, FilesFromJson(*files, root.where()));
+  ASSIGN_OR_RETURN(manifest.files, FilesFromJson(*files, is_delta, root.where()));
   return manifest;
 }
 
@@ -159,15 +183,21 @@ std::string ManifestBytes(const Manifest& manifest) {
         {{"path", file.path}, {"size_bytes", file.size_bytes}, {"sha256", file.sha256}});
   }
   const Lineage& lineage = manifest.lineage;
-  return DumpCanonicalJson({{"format_version", kArtifactFormatVersion},
-                            {"config", ModelConfigToJson(manifest.config)},
-                            {"format", FormatToJson(manifest.format)},
-                            {"lineage",
-                             {{"checkpoint_digest", lineage.checkpoint_digest},
-                              {"task_digest", lineage.task_digest},
-                              {"calibration_digest", lineage.calibration_digest},
-                              {"quern_version", lineage.quern_version}}},
-                            {"files", std::move(files)}});
+  Json json = {{"format_version", kArtifactFormatVersion},
+               {"config", ModelConfigToJson(manifest.config)},
+               {"format", FormatToJson(manifest.format)},
+               {"lineage",
+                {{"checkpoint_digest", lineage.checkpoint_digest},
+                 {"task_digest", lineage.task_digest},
+                 {"calibration_digest", lineage.calibration_digest},
+                 {"quern_version", lineage.quern_version}}},
+               {"files", std::move(files)}};
+  if (!manifest.base.empty()) {
+    json["format_version"] = kScaleDeltaFormatVersion;
+    json["kind"] = std::string(kScaleDeltaKind);
+    json["base"] = manifest.base;
+  }
+  return DumpCanonicalJson(json);
 }
 
 absl::StatusOr<Manifest> ParseManifest(absl::string_view bytes, absl::string_view where) {
@@ -179,13 +209,14 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view bytes, absl::string_vie
   // First of all: a newer version may differ in everything else.
   const auto version = root->Int("format_version", 1, std::numeric_limits<int64_t>::max());
   if (!version.ok()) return AsDataLoss(version.status());
-  if (*version > kArtifactFormatVersion) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        where, ": format_version is ", *version, ", this program reads up to ",
-        kArtifactFormatVersion, ": the artifact was made by a newer Quern, use that one or newer"));
+  if (*version > kScaleDeltaFormatVersion) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": format_version is ", *version, ", this program reads up to ",
+                     kScaleDeltaFormatVersion,
+                     ": the artifact was made by a newer Quern, use that one or newer"));
   }
 
-  auto manifest = ManifestFromJson(*root);
+  auto manifest = ManifestFromJson(*root, *version == kScaleDeltaFormatVersion);
   if (!manifest.ok()) return AsDataLoss(manifest.status());
   if (ManifestBytes(*manifest) != bytes) {
     return Damaged(where, "not in canonical form (sorted keys, no spaces, shortest numbers)");

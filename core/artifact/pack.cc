@@ -203,6 +203,7 @@ absl::StatusOr<PackedTensor> WithScales(const PackedTensor& tensor,
   PackedTensor result = tensor;
   result.scales = storage->scales.data();
   result.storage = std::move(storage);
+  result.origin.clear();
   return result;
 }
 

@@ -58,6 +58,9 @@ struct PackedTensor {
   const uint32_t* zero_points = nullptr;  // null when symmetric
   // Keeps the memory behind the pointers alive.
   std::shared_ptr<const void> storage;
+  // The id of the artifact that holds these bytes under the tensor's name, so that equal name and
+  // origin mean equal bytes. Empty when none does.
+  std::string origin;
 
   PackedMatrix view() const;
   int64_t num_groups() const { return (cols + group_size - 1) / group_size; }
@@ -73,6 +76,7 @@ struct HalfTensor {
   int cols = 0;
   const uint16_t* data = nullptr;
   std::shared_ptr<const void> storage;
+  std::string origin;  // as in PackedTensor
 };
 
 struct PackedModel {

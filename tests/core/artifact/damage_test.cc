@@ -164,11 +164,11 @@ TEST_F(DamageTest, MissingExtraAndOddFiles) {
 
 TEST_F(DamageTest, ANewerVersionIsRefusedSayingSo) {
   EXPECT_THAT(LoadWith([](Json& json) {
-                json["format_version"] = 2;
+                json["format_version"] = 3;
                 json["something_new"] = Json::object();
               }),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("format_version is 2, this program reads up to 1")));
+                       HasSubstr("format_version is 3, this program reads up to 2")));
   EXPECT_THAT(LoadWith([](Json& json) { json["format_version"] = 0; }),
               StatusIs(kDamaged, HasSubstr("format_version: found 0")));
   EXPECT_THAT(LoadWith([](Json& json) { json["format_version"] = 1.0; }),

@@ -49,6 +49,9 @@ class Checkpoint {
   // the reader of the values, not here.
   virtual absl::StatusOr<TensorView> Tensor(absl::string_view name) const = 0;
 
+  // Type and shape of the tensor that Tensor gives; data is null, and nothing is dequantized.
+  virtual absl::StatusOr<TensorView> TensorShape(absl::string_view name) const = 0;
+
   // SHA-256 of the one GGUF file; or of the lines "<SHA-256>  <name>\n", sorted by name, of all
   // files that were read from the directory: `LC_ALL=C sha256sum FILES | sha256sum`. Reads all
   // weights: seconds.

@@ -31,6 +31,7 @@ class GgufCheckpoint final : public Checkpoint {
   absl::Status Init(int max_position_embeddings);
 
   absl::StatusOr<TensorView> Tensor(absl::string_view name) const override;
+  absl::StatusOr<TensorView> TensorShape(absl::string_view name) const override;
   absl::StatusOr<std::string> DigestHex() const override { return Sha256Hex(file_.bytes()); }
   int64_t weight_bytes() const override { return weight_bytes_; }
 
@@ -149,17 +150,23 @@ void GgufCheckpoint::Convert(const Entry& entry, uint8_t* out) const {
   }
 }
 
-absl::StatusOr<TensorView> GgufCheckpoint::Tensor(absl::string_view name) const {
+absl::StatusOr<TensorView> GgufCheckpoint::TensorShape(absl::string_view name) const {
   const auto found = entries_.find(std::string(name));
   if (found == entries_.end()) {
     return absl::NotFoundError(absl::StrCat(file_.path(), ": the model has no tensor ", name));
   }
-  Entry& entry = found->second;
-  const GgufTensor& tensor = *entry.source;
+  const GgufTensor& tensor = *found->second.source;
   TensorView view;
   view.dtype = ServedType(tensor.type);
   view.shape = tensor.shape;
   view.size_bytes = static_cast<size_t>(tensor.num_elements()) * SizeOf(view.dtype);
+  return view;
+}
+
+absl::StatusOr<TensorView> GgufCheckpoint::Tensor(absl::string_view name) const {
+  ASSIGN_OR_RETURN(TensorView view, TensorShape(name));
+  Entry& entry = entries_.find(std::string(name))->second;
+  const GgufTensor& tensor = *entry.source;
   if (!entry.interleaved && !IsBlockQuantized(tensor.type)) {
     view.data = tensor.data;
     return view;

@@ -64,6 +64,11 @@ class HuggingFaceCheckpoint final : public Checkpoint {
   absl::Status OpenWeights();
 
   absl::StatusOr<TensorView> Tensor(absl::string_view name) const override;
+  absl::StatusOr<TensorView> TensorShape(absl::string_view name) const override {
+    ASSIGN_OR_RETURN(TensorView view, Tensor(name));
+    view.data = nullptr;
+    return view;
+  }
   absl::StatusOr<std::string> DigestHex() const override;
   int64_t weight_bytes() const override { return weight_bytes_; }
 

@@ -45,12 +45,18 @@ class BackendModel {
   virtual int64_t weight_bytes() const = 0;
   // Of these, what every step reads: all but an embedding that is not the head too.
   virtual int64_t step_weight_bytes() const = 0;
+  // Of weight_bytes, what another model held already when this one was loaded: held once for both.
+  virtual int64_t shared_weight_bytes() const = 0;
   virtual int64_t kv_bytes() const = 0;
 };
 
 class Backend {
  public:
   virtual ~Backend() = default;
+  // What Load would take. Reads shapes alone. INVALID_ARGUMENT, RESOURCE_EXHAUSTED as Load.
+  virtual absl::StatusOr<ModelMemory> PlanMemory(const ModelSource& source,
+                                                 const LoadOptions& options,
+                                                 const BackendLimits& limits) const = 0;
   // Prepacks. From any thread, also while models of this backend step.
   virtual absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
                                                              const LoadOptions& options,

@@ -30,8 +30,10 @@ class ReportingOps : public KernelOps {
   const std::function<void()>& on_block_;
 };
 
-// As many pages as the limit pays for, and no more than all sequences of a step can fill.
-absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimits& limits) {
+// As many pages as the limit pays for, and no more than all sequences of a step can fill. Without
+// `storage`, whose size is `size_bytes`.
+absl::StatusOr<KvMemory> PlanKv(const ModelConfig& config, const BackendLimits& limits,
+                                int64_t* size_bytes) {
   KvMemory kv;
   kv.page_tokens = limits.page_tokens;
   kv.run_elements = int64_t{limits.page_tokens} * config.kv_size();
@@ -46,7 +48,14 @@ absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimi
         "kv_cache_bytes is ", limits.kv_cache_bytes, ", one page of ", limits.page_tokens,
         " tokens of this model takes ", page_bytes, "; give the KV cache more memory"));
   }
-  ASSIGN_OR_RETURN(kv.storage, AlignedBuffer::Allocate(num_pages * page_bytes, "the KV pages"));
+  *size_bytes = num_pages * page_bytes;
+  return kv;
+}
+
+absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimits& limits) {
+  int64_t size_bytes = 0;
+  ASSIGN_OR_RETURN(KvMemory kv, PlanKv(config, limits, &size_bytes));
+  ASSIGN_OR_RETURN(kv.storage, AlignedBuffer::Allocate(size_bytes, "the KV pages"));
   return kv;
 }
 
@@ -54,12 +63,13 @@ class CpuModel final : public BackendModel {
  public:
   static absl::StatusOr<std::unique_ptr<BackendModel>> Load(
       const ModelSource& source, const LoadOptions& options, const BackendLimits& limits,
-      const kernels::KernelTable& kernels, ThreadPool* pool, std::function<void()> on_block) {
+      const kernels::KernelTable& kernels, MatrixPool& matrices, ThreadPool* pool,
+      std::function<void()> on_block) {
     auto model = std::make_unique<CpuModel>(kernels, pool, std::move(on_block));
     RETURN_IF_ERROR(source.config().Validate());
     // Before the weights: it is quick to fail.
     ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
-    ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, options.precision, kernels));
+    ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, options.precision, kernels, matrices));
     ASSIGN_OR_RETURN(model->workspace_,
                      Workspace::Allocate(model->weights_, kernels, limits, pool->num_threads()));
     return model;
@@ -80,9 +90,10 @@ class CpuModel final : public BackendModel {
   }
   int64_t weight_bytes() const override { return weights_.size_bytes; }
   int64_t step_weight_bytes() const override {
-    const auto embedding = static_cast<int64_t>(weights_.embedding.storage.size_bytes());
+    const auto embedding = static_cast<int64_t>(weights_.embedding.storage->size_bytes());
     return weights_.size_bytes - (weights_.config.tie_word_embeddings ? 0 : embedding);
   }
+  int64_t shared_weight_bytes() const override { return weights_.shared_bytes; }
   int64_t kv_bytes() const override { return static_cast<int64_t>(kv_.storage.size_bytes()); }
 
  private:
@@ -102,7 +113,17 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
                                                      const LoadOptions& options,
                                                      const BackendLimits& limits) override {
-    return CpuModel::Load(source, options, limits, kernels_, pool_, on_block_);
+    return CpuModel::Load(source, options, limits, kernels_, matrices_, pool_, on_block_);
+  }
+  absl::StatusOr<ModelMemory> PlanMemory(const ModelSource& source, const LoadOptions& options,
+                                         const BackendLimits& limits) const override {
+    ModelMemory memory;
+    RETURN_IF_ERROR(source.config().Validate());
+    RETURN_IF_ERROR(PlanKv(source.config(), limits, &memory.kv_bytes).status());
+    ASSIGN_OR_RETURN(const CpuWeights weights, PlanWeights(source, options.precision, kernels_));
+    memory.weight_bytes = weights.size_bytes;
+    memory.workspace_bytes = Workspace::SizeBytes(weights, kernels_, limits, pool_->num_threads());
+    return memory;
   }
   absl::string_view name() const override { return kernels_.name; }
 
@@ -110,6 +131,7 @@ class CpuBackend final : public Backend {
   const kernels::KernelTable& kernels_;
   ThreadPool* const pool_;
   const std::function<void()> on_block_;
+  MatrixPool matrices_;
 };
 
 }  // namespace

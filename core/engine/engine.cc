@@ -80,6 +80,11 @@ class EngineImpl final : public Engine {
 
   using Engine::Load;
   absl::StatusOr<ModelHandle> Load(const ModelSource& source, const LoadOptions& options) override;
+  using Engine::PlanMemory;
+  absl::StatusOr<ModelMemory> PlanMemory(const ModelSource& source,
+                                         const LoadOptions& options) const override {
+    return backend_->PlanMemory(source, options, LimitsOf(options_));
+  }
   absl::Status Unload(ModelHandle handle) override;
   absl::StatusOr<ModelInfo> Info(ModelHandle handle) const override;
   absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle handle) const override;

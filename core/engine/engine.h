@@ -169,8 +169,10 @@ struct ModelInfo {
   int max_context_tokens = 0;
   int64_t weight_bytes = 0;       // in the form the kernels read
   int64_t step_weight_bytes = 0;  // of these, what every step reads
-  int64_t kv_bytes = 0;           // pages reserved for it
-  std::string kernel;             // name of the table
+  // Of weight_bytes, what another model held already when this one was loaded: held once for both.
+  int64_t shared_weight_bytes = 0;
+  int64_t kv_bytes = 0;  // pages reserved for it
+  std::string kernel;    // name of the table
   ChatFormat chat_format = ChatFormat::kNone;
 };
 
@@ -222,6 +224,12 @@ class Engine {
   virtual absl::StatusOr<ModelHandle> Load(const ModelSource& source,
                                            const LoadOptions& options) = 0;
   absl::StatusOr<ModelHandle> Load(const ModelSource& source) { return Load(source, {}); }
+  // What Load would take. Quick: only shapes of `source` are read. Errors as Load.
+  virtual absl::StatusOr<ModelMemory> PlanMemory(const ModelSource& source,
+                                                 const LoadOptions& options) const = 0;
+  absl::StatusOr<ModelMemory> PlanMemory(const ModelSource& source) const {
+    return PlanMemory(source, {});
+  }
   // Lets what runs finish, then frees the memory; blocks until then. New requests are refused
   // with FAILED_PRECONDITION from the call on.
   virtual absl::Status Unload(ModelHandle model) = 0;

@@ -73,7 +73,51 @@ size_t ActivationBytes(const CpuWeights& weights, const kernels::KernelTable& ke
   return bytes;
 }
 
+struct WorkspacePart {
+  FloatRows* rows;
+  int64_t count;
+  int64_t stride;
+
+  int64_t size_bytes() const {
+    return RoundUp(count * stride * int64_t{sizeof(float)}, kAlignment);
+  }
+};
+
+// The matrices of `workspace` in the order of its memory; activations follow.
+std::array<WorkspacePart, 11> PartsOf(Workspace& workspace, const ModelConfig& config,
+                                      const kernels::KernelTable& kernels,
+                                      const BackendLimits& limits, int num_threads) {
+  const int64_t tokens = limits.max_step_tokens;
+  const auto padded = [](int64_t cols) { return RoundUp(cols, kAlignment / sizeof(float)); };
+  return {{
+      {&workspace.hidden, tokens, padded(config.hidden_size)},
+      // Holds the head's input too.
+      {&workspace.normed, std::max<int64_t>(tokens, limits.max_logits), padded(config.hidden_size)},
+      {&workspace.q, tokens, padded(config.q_size())},
+      {&workspace.k, tokens, padded(config.kv_size())},
+      {&workspace.v, tokens, padded(config.kv_size())},
+      {&workspace.attention, tokens, padded(config.q_size())},
+      {&workspace.gate, tokens, padded(config.intermediate_size)},
+      {&workspace.up, tokens, padded(config.intermediate_size)},
+      {&workspace.cos_sin, tokens, padded(config.head_dim)},
+      {&workspace.attention_scratch, num_threads,
+       padded(static_cast<int64_t>(kernels.attention_scratch_floats(Heads(config))))},
+      {&workspace.logits, limits.max_logits, config.vocab_size},
+  }};
+}
+
 }  // namespace
+
+int64_t Workspace::SizeBytes(const CpuWeights& weights, const kernels::KernelTable& kernels,
+                             const BackendLimits& limits, int num_threads) {
+  Workspace workspace;
+  int64_t bytes = static_cast<int64_t>(ActivationBytes(weights, kernels, limits));
+  for (const WorkspacePart& part :
+       PartsOf(workspace, weights.config, kernels, limits, num_threads)) {
+    bytes += part.size_bytes();
+  }
+  return bytes;
+}
 
 absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights& weights,
                                                                const kernels::KernelTable& kernels,
@@ -81,44 +125,16 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights&
                                                                int num_threads) {
   const ModelConfig& config = weights.config;
   auto workspace = std::make_unique<Workspace>();
-  struct Part {
-    FloatRows* rows;
-    int64_t count;
-    int64_t stride;
-  };
-  const int64_t tokens = limits.max_step_tokens;
-  const auto padded = [](int64_t cols) { return RoundUp(cols, kAlignment / sizeof(float)); };
-  const Part parts[] = {
-      {&workspace->hidden, tokens, padded(config.hidden_size)},
-      // Holds the head's input too.
-      {&workspace->normed, std::max<int64_t>(tokens, limits.max_logits),
-       padded(config.hidden_size)},
-      {&workspace->q, tokens, padded(config.q_size())},
-      {&workspace->k, tokens, padded(config.kv_size())},
-      {&workspace->v, tokens, padded(config.kv_size())},
-      {&workspace->attention, tokens, padded(config.q_size())},
-      {&workspace->gate, tokens, padded(config.intermediate_size)},
-      {&workspace->up, tokens, padded(config.intermediate_size)},
-      {&workspace->cos_sin, tokens, padded(config.head_dim)},
-      {&workspace->attention_scratch, num_threads,
-       padded(static_cast<int64_t>(kernels.attention_scratch_floats(Heads(config))))},
-      {&workspace->logits, limits.max_logits, config.vocab_size},
-  };
-  int64_t bytes = 0;
-  for (const Part& part : parts) {
-    bytes += RoundUp(part.count * part.stride * int64_t{sizeof(float)}, kAlignment);
-  }
-  const int64_t activations_offset = bytes;
-  bytes += static_cast<int64_t>(ActivationBytes(weights, kernels, limits));
-  ASSIGN_OR_RETURN(workspace->memory_, AlignedBuffer::Allocate(bytes, "the buffers of a step"));
-
+  ASSIGN_OR_RETURN(workspace->memory_,
+                   AlignedBuffer::Allocate(SizeBytes(weights, kernels, limits, num_threads),
+                                           "the buffers of a step"));
   uint8_t* next = workspace->memory_.data();
-  for (const Part& part : parts) {
+  for (const WorkspacePart& part : PartsOf(*workspace, config, kernels, limits, num_threads)) {
     *part.rows = {reinterpret_cast<float*>(next), part.stride};
-    next += RoundUp(part.count * part.stride * int64_t{sizeof(float)}, kAlignment);
+    next += part.size_bytes();
   }
-  workspace->activations = workspace->memory_.data() + activations_offset;
-  workspace->tokens.reserve(tokens);
+  workspace->activations = next;
+  workspace->tokens.reserve(limits.max_step_tokens);
   workspace->logit_rows.reserve(limits.max_logits);
   workspace->attention_units.reserve(limits.max_step_tokens * config.num_attention_heads);
   workspace->attention_ends.resize(num_threads);

@@ -29,6 +29,9 @@ struct FloatRows {
 // The buffers of a step, allocated once for the largest.
 class Workspace {
  public:
+  // What Allocate takes; data of `weights` is not read.
+  static int64_t SizeBytes(const CpuWeights& weights, const kernels::KernelTable& kernels,
+                           const BackendLimits& limits, int num_threads);
   // RESOURCE_EXHAUSTED when there is no memory.
   static absl::StatusOr<std::unique_ptr<Workspace>> Allocate(const CpuWeights& weights,
                                                              const kernels::KernelTable& kernels,

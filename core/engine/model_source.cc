@@ -56,6 +56,18 @@ class PackedSource final : public ModelSource {
     return it->second;
   }
 
+  std::string MatrixIdentity(absl::string_view name) const override {
+    const std::string key(name);
+    const auto identity = [&](const std::string& origin) {
+      return origin.empty() ? "" : absl::StrCat(origin, "/", name);
+    };
+    if (const auto it = model_->matrices.find(key); it != model_->matrices.end()) {
+      return identity(it->second.origin);
+    }
+    const auto it = model_->half_matrices.find(key);
+    return it == model_->half_matrices.end() ? "" : identity(it->second.origin);
+  }
+
  private:
   const std::shared_ptr<const PackedModel> model_;
 };
@@ -71,15 +83,12 @@ class CheckpointSource final : public ModelSource {
 
   absl::StatusOr<MatrixView> Matrix(absl::string_view name) const override {
     ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_->Tensor(name));
-    if (tensor.shape.size() != 2) {
-      return absl::InternalError(
-          absl::StrCat("tensor ", name, " has ", tensor.shape.size(), " dimensions, wanted 2"));
-    }
-    ASSIGN_OR_RETURN(const DenseMatrix::Type type, DenseType(name, tensor.dtype));
-    return MatrixView(DenseMatrix{.type = type,
-                                  .rows = static_cast<int>(tensor.shape[0]),
-                                  .cols = static_cast<int>(tensor.shape[1]),
-                                  .data = tensor.data});
+    return ViewOfTensor(name, tensor);
+  }
+
+  absl::StatusOr<MatrixView> MatrixShape(absl::string_view name) const override {
+    ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_->TensorShape(name));
+    return ViewOfTensor(name, tensor);
   }
 
   absl::StatusOr<std::vector<float>> Vector(absl::string_view name) const override {
@@ -101,6 +110,18 @@ class CheckpointSource final : public ModelSource {
   }
 
  private:
+  static absl::StatusOr<MatrixView> ViewOfTensor(absl::string_view name, const TensorView& tensor) {
+    if (tensor.shape.size() != 2) {
+      return absl::InternalError(
+          absl::StrCat("tensor ", name, " has ", tensor.shape.size(), " dimensions, wanted 2"));
+    }
+    ASSIGN_OR_RETURN(const DenseMatrix::Type type, DenseType(name, tensor.dtype));
+    return MatrixView(DenseMatrix{.type = type,
+                                  .rows = static_cast<int>(tensor.shape[0]),
+                                  .cols = static_cast<int>(tensor.shape[1]),
+                                  .data = tensor.data});
+  }
+
   static absl::StatusOr<DenseMatrix::Type> DenseType(absl::string_view name, DType dtype) {
     switch (dtype) {
       case DType::kF32:

@@ -6,6 +6,7 @@
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <variant>
@@ -52,6 +53,15 @@ struct LoadOptions {
   SpeculationOptions speculation;
 };
 
+// Memory that a model takes in the engine, what it may share with others included.
+struct ModelMemory {
+  int64_t weight_bytes = 0;  // in the form the kernels read
+  int64_t kv_bytes = 0;
+  int64_t workspace_bytes = 0;  // buffers of a step
+
+  int64_t total_bytes() const { return weight_bytes + kv_bytes + workspace_bytes; }
+};
+
 // Read once, at load. A view is valid until the next call.
 class ModelSource {
  public:
@@ -62,6 +72,13 @@ class ModelSource {
   virtual absl::StatusOr<std::vector<float>> Vector(absl::string_view name) const = 0;
   virtual const std::string& tokenizer_json() const = 0;
   virtual const std::string& chat_template() const = 0;
+  // As Matrix, but only its type and shape count: the data may be null.
+  virtual absl::StatusOr<MatrixView> MatrixShape(absl::string_view name) const {
+    return Matrix(name);
+  }
+  // What the matrix's bytes are known by: matrices of equal identity are equal, whatever models
+  // they belong to. Empty: not known.
+  virtual std::string MatrixIdentity(absl::string_view /*name*/) const { return ""; }
 };
 
 // `model` is kept alive by the result.

@@ -88,8 +88,10 @@ kernels::PrepackedMatrix Describe(const DenseMatrix& w) {
 
 class Prepacker {
  public:
-  Prepacker(const ModelSource& source, Precision precision, const kernels::KernelTable& kernels)
-      : source_(source), precision_(precision), kernels_(kernels) {}
+  // `pool`: null to plan, without data.
+  Prepacker(const ModelSource& source, Precision precision, const kernels::KernelTable& kernels,
+            MatrixPool* pool)
+      : source_(source), precision_(precision), kernels_(kernels), pool_(pool) {}
 
   // Of the matrices read next. at_an_end: they belong to the first or the last block, or are the
   // head.
@@ -101,10 +103,11 @@ class Prepacker {
   }
 
   absl::Status ReadMatrix(const std::string& name, int rows, int cols, CpuLinear& out) {
-    ASSIGN_OR_RETURN(const MatrixView view, source_.Matrix(name));
+    ASSIGN_OR_RETURN(const MatrixView view,
+                     planning() ? source_.MatrixShape(name) : source_.Matrix(name));
     if (const auto* packed = std::get_if<PackedMatrix>(&view);
         packed != nullptr && precision_ == Precision::kFloat) {
-      const std::vector<float> values = Dequantize(*packed);
+      const std::vector<float> values = planning() ? std::vector<float>() : Dequantize(*packed);
       const DenseMatrix dense{.type = DenseMatrix::Type::kF32,
                               .rows = packed->rows,
                               .cols = packed->cols,
@@ -115,6 +118,10 @@ class Prepacker {
   }
 
   absl::Status ReadVector(const std::string& name, int size, std::vector<float>& out) {
+    if (planning()) {
+      size_bytes_ += static_cast<int64_t>(size * sizeof(float));
+      return absl::OkStatus();
+    }
     ASSIGN_OR_RETURN(out, source_.Vector(name));
     if (static_cast<int>(out.size()) != size) {
       return absl::InvalidArgumentError(
@@ -158,8 +165,11 @@ class Prepacker {
   }
 
   int64_t size_bytes() const { return size_bytes_; }
+  int64_t shared_bytes() const { return shared_bytes_; }
 
  private:
+  bool planning() const { return pool_ == nullptr; }
+
   template <typename Matrix>
   absl::Status Read(const std::string& name, const Matrix& w, int rows, int cols, CpuLinear& out) {
     if (w.rows != rows || w.cols != cols) {
@@ -167,37 +177,54 @@ class Prepacker {
                                                      "], the config wants [", rows, ", ", cols,
                                                      "]"));
     }
+    out.matrix = Describe(w);
+    if (out.matrix.bits != 0) {
+      out.input = {.group_size = out.matrix.group_size, .precision = activations_};
+    }
+    size_bytes_ += static_cast<int64_t>(PrepackedBytes(kernels_, w));
+    if (planning()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(out.storage, Obtain(name, w));
+    out.matrix.data = out.storage->data();
+    return absl::OkStatus();
+  }
+
+  // The prepacked form: that of another model, or made here.
+  template <typename Matrix>
+  absl::StatusOr<std::shared_ptr<const AlignedBuffer>> Obtain(const std::string& name,
+                                                              const Matrix& w) {
+    // The order of a packed matrix depends on nothing else of a backend; as floats it is another.
+    std::string key = source_.MatrixIdentity(name);
+    if (!key.empty() && precision_ == Precision::kFloat) key += "/float";
+    const size_t bytes = PrepackedBytes(kernels_, w);
+    if (auto found = pool_->Find(key); found != nullptr) {
+      shared_bytes_ += static_cast<int64_t>(bytes);
+      return found;
+    }
     if (const int64_t index = FindNotFinite(w); index >= 0) {
       return absl::DataLossError(absl::StrCat("tensor ", name, ": value or scale ", index,
                                               " is not finite; the model's files are damaged"));
     }
-    ASSIGN_OR_RETURN(out.storage, AlignedBuffer::Allocate(PrepackedBytes(kernels_, w), name));
-    Prepack(kernels_, w, out.storage.data());
-    out.matrix = Describe(w);
-    out.matrix.data = out.storage.data();
-    if (out.matrix.bits != 0) {
-      out.input = {.group_size = out.matrix.group_size, .precision = activations_};
-    }
-    size_bytes_ += static_cast<int64_t>(out.storage.size_bytes());
-    return absl::OkStatus();
+    ASSIGN_OR_RETURN(AlignedBuffer storage, AlignedBuffer::Allocate(bytes, name));
+    Prepack(kernels_, w, storage.data());
+    return pool_->Add(key, std::make_shared<const AlignedBuffer>(std::move(storage)));
   }
 
   const ModelSource& source_;
   const Precision precision_;
   const kernels::KernelTable& kernels_;
+  MatrixPool* const pool_;
   kernels::ActivationPrecision activations_ = kernels::ActivationPrecision::kInt8;
   int64_t size_bytes_ = 0;
+  int64_t shared_bytes_ = 0;
 };
 
-}  // namespace
-
-absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision precision,
-                                          const kernels::KernelTable& kernels) {
+absl::StatusOr<CpuWeights> ReadWeights(const ModelSource& source, Precision precision,
+                                       const kernels::KernelTable& kernels, MatrixPool* pool) {
   RETURN_IF_ERROR(source.config().Validate());
   CpuWeights weights;
   weights.config = source.config();
   const ModelConfig& config = weights.config;
-  Prepacker prepacker(source, precision, kernels);
+  Prepacker prepacker(source, precision, kernels, pool);
   prepacker.SetActivations(/*at_an_end=*/true);  // the head, when it is the embedding
   RETURN_IF_ERROR(prepacker.ReadMatrix(std::string(kEmbeddingName), config.vocab_size,
                                        config.hidden_size, weights.embedding));
@@ -215,7 +242,20 @@ absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision p
   }
   weights.rope_frequencies = RopeFrequencies(config);
   weights.size_bytes = prepacker.size_bytes();
+  weights.shared_bytes = prepacker.shared_bytes();
   return weights;
+}
+
+}  // namespace
+
+absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision precision,
+                                          const kernels::KernelTable& kernels, MatrixPool& pool) {
+  return ReadWeights(source, precision, kernels, &pool);
+}
+
+absl::StatusOr<CpuWeights> PlanWeights(const ModelSource& source, Precision precision,
+                                       const kernels::KernelTable& kernels) {
+  return ReadWeights(source, precision, kernels, nullptr);
 }
 
 }  // namespace quern

@@ -6,9 +6,11 @@
 #include <absl/status/statusor.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/engine/aligned_buffer.h"
+#include "core/engine/matrix_pool.h"
 #include "core/engine/model_source.h"
 #include "kernels/kernels.h"
 
@@ -26,7 +28,7 @@ struct InputForm {
 // y = x * matrix^T + bias.
 struct CpuLinear {
   kernels::PrepackedMatrix matrix;  // into `storage`
-  AlignedBuffer storage;
+  std::shared_ptr<const AlignedBuffer> storage;
   std::vector<float> bias;  // [rows] or empty
   InputForm input;
 };
@@ -47,15 +49,21 @@ struct CpuWeights {
   std::vector<CpuBlock> blocks;
   std::vector<float> rope_frequencies;  // [head_dim / 2]
   int64_t size_bytes = 0;
+  int64_t shared_bytes = 0;  // of these, what another model held already
 
   const CpuBlock& block(int layer) const { return blocks[layer]; }
   const CpuLinear& head() const { return config.tie_word_embeddings ? embedding : untied_head; }
 };
 
-// Reads and prepacks all of `source`, on the calling thread. Checks every shape against the config
-// (INVALID_ARGUMENT) and that dense values and scales are finite (DATA_LOSS).
+// Reads and prepacks all of `source`, on the calling thread; a matrix that `pool` has is taken from
+// there. Checks every shape against the config (INVALID_ARGUMENT) and that dense values and scales
+// are finite (DATA_LOSS).
 absl::StatusOr<CpuWeights> PrepackWeights(const ModelSource& source, Precision precision,
-                                          const kernels::KernelTable& kernels);
+                                          const kernels::KernelTable& kernels, MatrixPool& pool);
+
+// What PrepackWeights would give, without any data: only shapes of `source` are read.
+absl::StatusOr<CpuWeights> PlanWeights(const ModelSource& source, Precision precision,
+                                       const kernels::KernelTable& kernels);
 
 }  // namespace quern
 

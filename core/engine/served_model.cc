@@ -69,6 +69,15 @@ GenerationResult MakeResult(const Sequence& sequence, FinishReason reason, absl:
 
 }  // namespace
 
+BackendLimits LimitsOf(const EngineOptions& options) {
+  return {
+      .page_tokens = options.page_tokens,
+      .kv_cache_bytes = options.kv_cache_bytes,
+      .max_step_tokens = options.max_step_tokens,
+      .max_logits = std::max(options.max_sequences, std::min(options.max_step_tokens, kMinLogits)),
+      .max_sequences = options.max_sequences};
+}
+
 absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource& source,
                                                                const LoadOptions& load_options,
                                                                const EngineOptions& options,
@@ -78,13 +87,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
   if (!source.tokenizer_json().empty()) {
     ASSIGN_OR_RETURN(tokenizer, Tokenizer::FromJson(source.tokenizer_json()));
   }
-  const int max_logits =
-      std::max(options.max_sequences, std::min(options.max_step_tokens, kMinLogits));
-  const BackendLimits backend_limits{.page_tokens = options.page_tokens,
-                                     .kv_cache_bytes = options.kv_cache_bytes,
-                                     .max_step_tokens = options.max_step_tokens,
-                                     .max_logits = max_logits,
-                                     .max_sequences = options.max_sequences};
+  const BackendLimits backend_limits = LimitsOf(options);
   ASSIGN_OR_RETURN(std::unique_ptr<BackendModel> model,
                    backend->Load(source, load_options, backend_limits));
   ModelInfo info;
@@ -93,6 +96,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
       int64_t{model->num_pages()} * options.page_tokens, info.config.max_position_embeddings));
   info.weight_bytes = model->weight_bytes();
   info.step_weight_bytes = model->step_weight_bytes();
+  info.shared_weight_bytes = model->shared_weight_bytes();
   info.kv_bytes = model->kv_bytes();
   info.kernel = std::string(backend->name());
   if (tokenizer != nullptr) {
@@ -104,7 +108,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
   }
   const SchedulerLimits limits{.max_step_tokens = options.max_step_tokens,
                                .max_sequences = options.max_sequences,
-                               .max_logits = max_logits,
+                               .max_logits = backend_limits.max_logits,
                                .page_tokens = options.page_tokens};
   std::unique_ptr<ServedModel> served(new ServedModel(std::move(info), std::move(tokenizer),
                                                       source.chat_template(), std::move(model),

@@ -22,6 +22,8 @@
 
 namespace quern {
 
+BackendLimits LimitsOf(const EngineOptions& options);
+
 // A loaded model with its sequences. What is const may be read from any thread; the rest is the
 // engine thread's.
 class ServedModel {

@@ -1,6 +1,7 @@
-// `quern models`: load, unload, list.
+// `quern models`: load, unload, list, alias, unalias.
 
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
 #include <absl/strings/strip.h>
 #include <absl/time/clock.h>
 #include <quern/inference/v1/inference_service.grpc.pb.h>
@@ -26,6 +27,9 @@ struct ModelsOptions {
   std::string artifact;
   std::string checkpoint;
   bool no_wait = false;
+  bool force = false;
+  std::string alias;
+  std::string expected_model;
 };
 
 std::string DescribeSource(const inference_pb::Model& model) {
@@ -45,15 +49,18 @@ absl::Status ListModels(Context& context) {
   RETURN_IF_ERROR(CallStatus(
       inference_pb::ModelService::NewStub(channel)->ListModels(&call, request, &response)));
   if (context.json()) return PrintJson(response);
-  std::vector<std::vector<std::string>> rows = {{"MODEL", "STATE", "SOURCE", "MEMORY", "SINCE"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"MODEL", "STATE", "SOURCE", "MEMORY", "SINCE", "ALIASES"}};
   for (const auto& model : response.models()) {
     rows.push_back({std::string(absl::StripPrefix(model.name(), "models/")),
                     inference_pb::Model::State_Name(model.state()), DescribeSource(model),
-                    FormatBytes(model.memory_bytes()),
-                    FormatLocalTime(ToTime(model.create_time()))});
+                    FormatBytes(model.memory_bytes()), FormatLocalTime(ToTime(model.create_time())),
+                    absl::StrJoin(model.aliases(), " ", [](std::string* out, const auto& alias) {
+                      absl::StrAppend(out, absl::StripPrefix(alias, "aliases/"));
+                    })});
     if (!model.failure_message().empty()) rows.push_back({"", "", model.failure_message()});
   }
-  std::cout << FormatTable(rows, {false, false, false, true, false});
+  std::cout << FormatTable(rows, {false, false, false, true, false, false});
   return absl::OkStatus();
 }
 
@@ -121,6 +128,7 @@ absl::Status Unload(const ModelsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Inference());
   inference_pb::DeleteModelRequest request;
   request.set_name(ResourceName("models", options.id));
+  request.set_force(options.force);
   grpc::ClientContext call;
   google::protobuf::Empty empty;
   RETURN_IF_ERROR(CallStatus(
@@ -128,6 +136,69 @@ absl::Status Unload(const ModelsOptions& options, Context& context) {
   if (context.json()) return PrintJson(empty);
   std::cout << request.name() << "  unloaded\n";
   return absl::OkStatus();
+}
+
+// The etag of the alias when it stands for the model that the user expects. FAILED_PRECONDITION.
+absl::StatusOr<std::string> ExpectedEtag(inference_pb::ModelService::Stub& stub,
+                                         const std::string& alias, const std::string& model) {
+  inference_pb::GetAliasRequest request;
+  request.set_name(alias);
+  grpc::ClientContext call;
+  inference_pb::Alias found;
+  RETURN_IF_ERROR(CallStatus(stub.GetAlias(&call, request, &found)));
+  if (found.model() == ResourceName("models", model)) return found.etag();
+  return absl::FailedPreconditionError(
+      absl::StrCat(alias, " stands for ", found.model(), ", not for the expected model"));
+}
+
+absl::Status SetAlias(const ModelsOptions& options, Context& context) {
+  ASSIGN_OR_RETURN(auto channel, context.Inference());
+  auto stub = inference_pb::ModelService::NewStub(channel);
+  inference_pb::UpdateAliasRequest request;
+  request.set_allow_missing(true);
+  request.mutable_alias()->set_name(ResourceName("aliases", options.alias));
+  request.mutable_alias()->set_model(ResourceName("models", options.id));
+  if (!options.expected_model.empty()) {
+    ASSIGN_OR_RETURN(*request.mutable_alias()->mutable_etag(),
+                     ExpectedEtag(*stub, request.alias().name(), options.expected_model));
+  }
+  grpc::ClientContext call;
+  inference_pb::Alias alias;
+  RETURN_IF_ERROR(CallStatus(stub->UpdateAlias(&call, request, &alias)));
+  if (context.json()) return PrintJson(alias);
+  std::cout << alias.name() << "  " << alias.model() << std::endl;
+  return absl::OkStatus();
+}
+
+absl::Status RemoveAlias(const ModelsOptions& options, Context& context) {
+  ASSIGN_OR_RETURN(auto channel, context.Inference());
+  inference_pb::DeleteAliasRequest request;
+  request.set_name(ResourceName("aliases", options.alias));
+  grpc::ClientContext call;
+  google::protobuf::Empty empty;
+  RETURN_IF_ERROR(CallStatus(
+      inference_pb::ModelService::NewStub(channel)->DeleteAlias(&call, request, &empty)));
+  if (context.json()) return PrintJson(empty);
+  std::cout << request.name() << "  removed\n";
+  return absl::OkStatus();
+}
+
+void AddAliases(CLI::App& models, const std::shared_ptr<ModelsOptions>& options, Command& command) {
+  CLI::App* alias =
+      models.add_subcommand("alias", "Point a second name to a model; what runs is not disturbed");
+  alias->add_option("alias", options->alias, "the second name, [a-z0-9-]")->required();
+  alias->add_option("model", options->id, "the model that it is to stand for")->required();
+  alias->add_option("--expect", options->expected_model,
+                    "only if the alias stands for this model until now");
+  alias->callback([options, &command] {
+    command = [options](Context& context, Interrupt&) { return SetAlias(*options, context); };
+  });
+
+  CLI::App* unalias = models.add_subcommand("unalias", "Take a second name away");
+  unalias->add_option("alias", options->alias, "the second name")->required();
+  unalias->callback([options, &command] {
+    command = [options](Context& context, Interrupt&) { return RemoveAlias(*options, context); };
+  });
 }
 
 }  // namespace
@@ -156,9 +227,12 @@ void AddModels(CLI::App& app, Command& command) {
 
   CLI::App* unload = models->add_subcommand("unload", "Let running requests finish, then free it");
   unload->add_option("model", options->id, "the name it is served under")->required();
+  unload->add_flag("--force", options->force, "take its aliases away too");
   unload->callback([options, &command] {
     command = [options](Context& context, Interrupt&) { return Unload(*options, context); };
   });
+
+  AddAliases(*models, options, command);
 }
 
 }  // namespace quern::cli

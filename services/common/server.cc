@@ -81,6 +81,10 @@ void GrpcServer::SetServing(bool serving) {
   for (const std::string& name : health_names_) health.SetServingStatus(name, serving);
 }
 
+void GrpcServer::SetServing(const std::string& name, bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(name, serving);
+}
+
 void GrpcServer::Shutdown(absl::Duration grace, const std::function<void()>& stop_admission) {
   shut_down_ = true;
   server_->GetHealthCheckService()->Shutdown();

@@ -46,6 +46,9 @@ class GrpcServer {
   // Health of "" and of every name in `health_names`.
   void SetServing(bool serving);
 
+  // Health of another name: of one thing that the services serve. From any thread.
+  void SetServing(const std::string& name, bool serving);
+
   // Health becomes NOT_SERVING, then `stop_admission` runs: it must make every stream that waits
   // for something end soon (gRPC waits for all of them). New calls are refused; those under way
   // may go on for `grace` and are cancelled then. Returns when the last has ended. Once only.

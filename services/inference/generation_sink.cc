@@ -40,7 +40,7 @@ GenerateTextResponse::FinishReason FinishReasonToProto(FinishReason reason) {
 void GenerationSink::Refuse(Rejection reason, const absl::Status& status) {
   metrics_.Reject(reason);
   if (model_ != nullptr) CountEnd(OutcomeOf(status));
-  Close(status, GenerateTextResponse());
+  End(status, GenerateTextResponse());
 }
 
 void GenerationSink::OnTokens(absl::Span<const int32_t> ids, absl::string_view text) {
@@ -93,7 +93,7 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
       LOG(ERROR) << "request lost model=" << model_->id << " error=" << result.status();
     }
     CountEnd(OutcomeOf(result.status()));
-    Close(result.status(), GenerateTextResponse());
+    End(result.status(), GenerateTextResponse());
     return;
   }
   const SteadyTime now = std::chrono::steady_clock::now();
@@ -128,7 +128,12 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
     SetDuration(absl::FromChrono(first_tokens_ - arrival_), usage->mutable_time_to_first_token());
   }
   SetDuration(absl::FromChrono(now - arrival_), usage->mutable_total_duration());
-  Close(absl::OkStatus(), closing);
+  End(absl::OkStatus(), closing);
+}
+
+void GenerationSink::End(const absl::Status& status, const GenerateTextResponse& closing) {
+  model_ = nullptr;
+  Close(status, closing);
 }
 
 void GenerationSink::CountFirstToken(SteadyTime now) {

@@ -56,6 +56,9 @@ class GenerationSink : public TokenSink {
   InferenceMetrics& metrics() { return metrics_; }
 
  private:
+  // Lets go of the model, which may leave memory while its last text is still on its way, and
+  // closes.
+  void End(const absl::Status& status, const inference::v1::GenerateTextResponse& closing);
   void CountEnd(Outcome outcome);
   void CountFirstToken(SteadyTime now);
 
@@ -63,7 +66,7 @@ class GenerationSink : public TokenSink {
   const SteadyTime arrival_ = std::chrono::steady_clock::now();
   std::atomic<bool> cancelled_ = false;
 
-  std::shared_ptr<const ServedModel> model_;
+  std::shared_ptr<const ServedModel> model_;  // from Bind to the end
   int prompt_tokens_ = 0;
   // Of the next piece; kept for their memory.
   google::protobuf::RepeatedPtrField<inference::v1::TokenLogprobs> logprobs_;

@@ -57,9 +57,9 @@ absl::Status InferenceServer::Open(Clock& clock) {
   engine_options.max_queued_tokens = config_.max_queued_tokens;
   ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
 
-  registry_ =
-      std::make_unique<ModelRegistry>(config_.model_root, config_.cache_directory + "/models.json",
-                                      *engine_, *cache_, metrics_, clock);
+  loader_ = std::make_unique<ModelLoader>(config_.model_root, *engine_, *cache_);
+  registry_ = std::make_unique<ModelRegistry>(config_.cache_directory + "/models.json", *engine_,
+                                              *loader_, metrics_, clock);
   RETURN_IF_ERROR(registry_->Restore());
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
   generator_ = std::make_unique<TextGenerator>(*engine_, *registry_, config_.request_timeout);
@@ -103,6 +103,9 @@ absl::Status InferenceServer::Open(Clock& clock) {
   };
   ASSIGN_OR_RETURN(endpoint_, MetricsEndpoint::Start(endpoint_options, prometheus_registry_));
   server_->SetServing(true);
+  registry_->ObserveHealth([this](const std::string& id, bool serving) {
+    server_->SetServing(absl::StrCat("models/", id), serving);
+  });
   watch_ = std::make_unique<EngineWatch>(*engine_, [this](bool on) { server_->SetServing(on); });
   return absl::OkStatus();
 }
@@ -122,6 +125,7 @@ void InferenceServer::Shutdown() {
     registry_->Drain();
     engine_->Drain(config_.drain_grace);
   });
+  registry_->ObserveHealth(nullptr);
   if (http_server_ != nullptr) http_server_->Shutdown(kWriteGrace);
 }
 

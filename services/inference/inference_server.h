@@ -20,6 +20,7 @@
 #include "services/inference/engine_watch.h"
 #include "services/inference/inference_service.h"
 #include "services/inference/metrics.h"
+#include "services/inference/model_loader.h"
 #include "services/inference/model_registry.h"
 #include "services/inference/model_service.h"
 #include "services/inference/openai_server.h"
@@ -60,6 +61,7 @@ class InferenceServer {
   std::unique_ptr<HttpServer> http_server_;
   std::unique_ptr<ArtifactCache> cache_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ModelLoader> loader_;
   std::unique_ptr<ModelRegistry> registry_;
   std::unique_ptr<ModelServiceImpl> model_service_;
   std::unique_ptr<TextGenerator> generator_;

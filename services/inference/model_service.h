@@ -3,6 +3,7 @@
 
 #include <quern/inference/v1/inference_service.grpc.pb.h>
 
+#include "services/common/executor.h"
 #include "services/inference/model_registry.h"
 
 namespace quern {
@@ -25,9 +26,26 @@ class ModelServiceImpl final : public inference::v1::ModelService::CallbackServi
   grpc::ServerUnaryReactor* DeleteModel(grpc::CallbackServerContext* context,
                                         const inference::v1::DeleteModelRequest* request,
                                         google::protobuf::Empty* response) override;
+  grpc::ServerUnaryReactor* CreateAlias(grpc::CallbackServerContext* context,
+                                        const inference::v1::CreateAliasRequest* request,
+                                        inference::v1::Alias* response) override;
+  grpc::ServerUnaryReactor* GetAlias(grpc::CallbackServerContext* context,
+                                     const inference::v1::GetAliasRequest* request,
+                                     inference::v1::Alias* response) override;
+  grpc::ServerUnaryReactor* ListAliases(grpc::CallbackServerContext* context,
+                                        const inference::v1::ListAliasesRequest* request,
+                                        inference::v1::ListAliasesResponse* response) override;
+  grpc::ServerUnaryReactor* UpdateAlias(grpc::CallbackServerContext* context,
+                                        const inference::v1::UpdateAliasRequest* request,
+                                        inference::v1::Alias* response) override;
+  grpc::ServerUnaryReactor* DeleteAlias(grpc::CallbackServerContext* context,
+                                        const inference::v1::DeleteAliasRequest* request,
+                                        google::protobuf::Empty* response) override;
 
  private:
   ModelRegistry& registry_;
+  // Changes wait for the disk; they are made one after the other anyway.
+  Executor executor_{1};
 };
 
 }  // namespace quern

@@ -176,11 +176,13 @@ void Completion::Finish() {
   exchange_->EndStream();
 }
 
-OrderedJson ModelJson(const inference::v1::Model& model) {
-  return {{"id", std::string(absl::StripPrefix(model.name(), "models/"))},
+// Under a name of its own or of an alias.
+OrderedJson ModelJson(absl::string_view id, const inference::v1::Model& model) {
+  return {{"id", std::string(id)},
           {"object", "model"},
           {"created", model.create_time().seconds()},
           {"owned_by", "quern"},
+          {"root", std::string(absl::StripPrefix(model.name(), "models/"))},
           {"context_tokens", model.context_tokens()}};
 }
 
@@ -254,7 +256,11 @@ HttpResponse OpenAiApi::ListModels() const {
   const auto models = registry_.List(request);
   if (!models.ok()) return ErrorResponse(models.status());
   for (const inference::v1::Model& model : models->models()) {
-    if (model.state() == inference::v1::Model::ACTIVE) data.push_back(ModelJson(model));
+    if (model.state() != inference::v1::Model::ACTIVE) continue;
+    data.push_back(ModelJson(absl::StripPrefix(model.name(), "models/"), model));
+    for (const absl::string_view alias : model.aliases()) {
+      data.push_back(ModelJson(absl::StripPrefix(alias, "aliases/"), model));
+    }
   }
   return JsonResponse({{"object", "list"}, {"data", std::move(data)}});
 }
@@ -262,7 +268,7 @@ HttpResponse OpenAiApi::ListModels() const {
 HttpResponse OpenAiApi::GetModel(absl::string_view id) const {
   const auto model = registry_.Get(absl::StrCat("models/", id));
   if (!model.ok()) return ErrorResponse(model.status());
-  return JsonResponse(ModelJson(*model));
+  return JsonResponse(ModelJson(id, *model));
 }
 
 }  // namespace quern

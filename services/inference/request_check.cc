@@ -172,6 +172,17 @@ SamplingParams SamplingOf(const inference::v1::SamplingParams& sampling) {
   return params;
 }
 
+absl::StatusOr<std::string> ParseName(absl::string_view name, absl::string_view field,
+                                      absl::string_view collection, absl::string_view id_name) {
+  absl::string_view id = name;
+  if (!absl::ConsumePrefix(&id, collection)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " must have the form ", collection, id_name, ", got ", Quoted(name)));
+  }
+  RETURN_IF_ERROR(CheckModelId(id, absl::StrCat(field, ": the part after ", collection)));
+  return std::string(id);
+}
+
 }  // namespace
 
 absl::Status CheckModelId(absl::string_view id, absl::string_view field) {
@@ -186,13 +197,11 @@ absl::Status CheckModelId(absl::string_view id, absl::string_view field) {
 }
 
 absl::StatusOr<std::string> ParseModelName(absl::string_view name, absl::string_view field) {
-  absl::string_view id = name;
-  if (!absl::ConsumePrefix(&id, "models/")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " must have the form models/{model}, got ", Quoted(name)));
-  }
-  RETURN_IF_ERROR(CheckModelId(id, absl::StrCat(field, ": the part after models/")));
-  return std::string(id);
+  return ParseName(name, field, "models/", "{model}");
+}
+
+absl::StatusOr<std::string> ParseAliasName(absl::string_view name, absl::string_view field) {
+  return ParseName(name, field, "aliases/", "{alias}");
 }
 
 absl::Status CheckCreateModel(const CreateModelRequest& request) {

@@ -27,6 +27,8 @@ absl::Status CheckModelId(absl::string_view id, absl::string_view field);
 
 // The {model} of "models/{model}".
 absl::StatusOr<std::string> ParseModelName(absl::string_view name, absl::string_view field);
+// The {alias} of "aliases/{alias}".
+absl::StatusOr<std::string> ParseAliasName(absl::string_view name, absl::string_view field);
 
 absl::Status CheckCreateModel(const inference::v1::CreateModelRequest& request);
 

@@ -90,6 +90,8 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
   // What was asked.
   quantization::v1::CreateQuantizationJobRequest created_job;
   inference::v1::CreateModelRequest created_model;
+  inference::v1::Alias alias;
+  inference::v1::UpdateAliasRequest updated_alias;
   inference::v1::GenerateTextRequest generated;
   std::atomic<int> num_cancelled_jobs = 0;
   std::atomic<int> num_deleted = 0;
@@ -192,6 +194,22 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
   grpc::Status CountTokens(grpc::ServerContext*, const inference::v1::CountTokensRequest* request,
                            inference::v1::CountTokensResponse* response) override {
     response->set_token_count(static_cast<int>(request->text().size()));
+    return failure;
+  }
+  grpc::Status GetAlias(grpc::ServerContext*, const inference::v1::GetAliasRequest*,
+                        inference::v1::Alias* response) override {
+    *response = alias;
+    return failure;
+  }
+  grpc::Status UpdateAlias(grpc::ServerContext*, const inference::v1::UpdateAliasRequest* request,
+                           inference::v1::Alias* response) override {
+    updated_alias = *request;
+    *response = request->alias();
+    return failure;
+  }
+  grpc::Status DeleteAlias(grpc::ServerContext*, const inference::v1::DeleteAliasRequest*,
+                           google::protobuf::Empty*) override {
+    ++num_deleted;
     return failure;
   }
   grpc::Status StreamGenerateText(

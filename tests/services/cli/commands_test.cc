@@ -271,6 +271,24 @@ TEST_F(CommandsTest, Models) {
   EXPECT_THAT(failed.error, HasSubstr("bad bytes"));
 }
 
+TEST_F(CommandsTest, ModelAliases) {
+  services_.model.add_aliases("aliases/prod");
+  EXPECT_THAT(RunConnected({"models", "list"}).output, HasSubstr(" prod\n"));
+  EXPECT_EQ(RunJson({"models", "alias", "prod", "m"}).at("model"), "models/m");
+  EXPECT_EQ(services_.updated_alias.alias().name(), "aliases/prod");
+  EXPECT_TRUE(services_.updated_alias.allow_missing());
+  EXPECT_EQ(services_.updated_alias.alias().etag(), "");
+
+  services_.alias.set_model("models/old");
+  services_.alias.set_etag("e");
+  RunJson({"models", "alias", "prod", "m", "--expect=old"});
+  EXPECT_EQ(services_.updated_alias.alias().etag(), "e");
+  const Result other = RunConnected({"models", "alias", "prod", "m", "--expect=other"});
+  EXPECT_EQ(other.exit_code, 1);
+  EXPECT_THAT(other.error, HasSubstr("stands for models/old"));
+  EXPECT_EQ(RunJson({"models", "unalias", "prod"}), Json::object());
+}
+
 TEST_F(CommandsTest, BenchServeSumsUpWhatClientsSaw) {
   ScriptAnswer();
   const std::vector<std::string> run = {"bench",

@@ -217,12 +217,26 @@ class InferenceServerTest : public testing::Test {
     if (!status.ok()) return FromGrpcStatus(status);
     return model;
   }
-  absl::Status Delete(const std::string& id) {
+  absl::Status Delete(const std::string& id, bool force = false) {
     Context context;
     inference::v1::DeleteModelRequest request;
     request.set_name("models/" + id);
+    request.set_force(force);
     google::protobuf::Empty response;
     return FromGrpcStatus(models_->DeleteModel(&context, request, &response));
+  }
+  absl::StatusOr<inference::v1::Alias> SetAlias(const std::string& id, const std::string& model,
+                                                const std::string& etag = "") {
+    Context context;
+    inference::v1::UpdateAliasRequest request;
+    request.set_allow_missing(true);
+    request.mutable_alias()->set_name("aliases/" + id);
+    request.mutable_alias()->set_model("models/" + model);
+    request.mutable_alias()->set_etag(etag);
+    inference::v1::Alias alias;
+    const grpc::Status status = models_->UpdateAlias(&context, request, &alias);
+    if (!status.ok()) return FromGrpcStatus(status);
+    return alias;
   }
   // The model when it is no longer LOADING.
   Model WaitForLoad(const std::string& id) {

@@ -198,6 +198,24 @@ TEST_F(OpenAiTest, ModelsAreListed) {
   EXPECT_EQ(HttpGetPath("/v1/models/none").status, 404);
 }
 
+TEST_F(OpenAiTest, AnAliasIsAModelToo) {
+  LoadTiny();
+  ASSERT_OK(SetAlias("prod", "tiny"));
+  const Json list = HttpGetPath("/v1/models").json();
+  ASSERT_EQ(list.at("data").size(), 2u);
+  EXPECT_EQ(list["data"][0].at("id"), "tiny");
+  EXPECT_EQ(list["data"][0].at("root"), "tiny");
+  EXPECT_EQ(list["data"][1].at("id"), "prod");
+  EXPECT_EQ(list["data"][1].at("root"), "tiny");
+  EXPECT_EQ(HttpGetPath("/v1/models/prod").json(), list["data"][1]);
+  Json body = CompletionBody();
+  body["model"] = "prod";
+  const Json answer = Post(kCompletions, body).json();
+  EXPECT_EQ(answer.at("model"), "prod");
+  EXPECT_EQ(answer.at("choices").at(0).at("text"),
+            Post(kCompletions, CompletionBody()).json().at("choices").at(0).at("text"));
+}
+
 TEST_F(OpenAiTest, WhatIsNotSupportedIsRefusedByName) {
   LoadTiny();
   const auto with = [](Json body, const std::string& name, Json value) {

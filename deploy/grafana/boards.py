@@ -520,7 +520,8 @@ def inference():
                   "checkpoint as it came.", f"quern_model_info{{{MODEL}}}",
                   {"model": "Model", "artifact": "Artifact", "bits": "Bits", "group_size": "Group",
                    "kernel": "Kernels", "instance": "Instance"}, empty="No model loaded"),
-            bars("Memory of models", "Weights as the kernels read them, and KV pages.",
+            bars("Memory of models", "Weights as the kernels read them, those that another model held "
+                 "already (shared), and KV pages.",
                  [(f"sum by (model, kind) (quern_model_bytes{{{MODEL}}})", "{{model}} {{kind}}")],
                  "bytes", width=6, height=6, empty="No model loaded"),
             bars("Time to load", "How long each model took from request to ready.",
@@ -529,7 +530,19 @@ def inference():
             {**stat("Loads that failed", "Models that could not be loaded, in the shown time.",
                     grown("quern_model_load_failures_total", INFERENCE),
                     thresholds=steps((0.5, YELLOW)), empty="?", decimals=0),
-             "gridPos": {"h": 6, "w": 3, "x": 0, "y": 0}}])])
+             "gridPos": {"h": 6, "w": 3, "x": 0, "y": 0}},
+            series("Memory for models", "What is set aside for models, and what all of them may take.",
+                   [(f"sum by (instance) (quern_model_memory_reserved_bytes{{{INFERENCE}}})",
+                     "{{instance}} reserved"),
+                    (f"sum by (instance) (quern_model_memory_budget_bytes{{{INFERENCE}}})",
+                     "{{instance}} budget")], "bytes", width=6, empty="?"),
+            series("Models loaded and evicted", "Each second: loads by what asked for them, and models "
+                   "taken out of memory until the next request, by why. Much of both is a budget that "
+                   "is too small for the models in use.",
+                   [(rate("quern_model_loads_total", INFERENCE, "cause") + " > 0",
+                     "loaded: {{cause}}"),
+                    (rate("quern_model_evictions_total", INFERENCE, "reason") + " > 0",
+                     "evicted: {{reason}}")], "cps", width=6, empty="None")])])
 
 
 BOARDS = {"overview.json": overview, "jobs.json": jobs, "inference.json": inference}

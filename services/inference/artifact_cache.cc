@@ -193,6 +193,12 @@ absl::StatusOr<std::unique_ptr<ArtifactCache>> ArtifactCache::Open(
   return std::unique_ptr<ArtifactCache>(new ArtifactCache(directory, std::move(jobs)));
 }
 
+std::optional<std::string> ArtifactCache::Find(const Digest& digest) const {
+  std::string complete = absl::StrCat(directory_, "/artifacts/", digest.hex());
+  if (!IsDirectory(complete)) return std::nullopt;
+  return complete;
+}
+
 absl::StatusOr<std::string> ArtifactCache::Fetch(const Digest& digest, std::stop_token stop) {
   const std::string complete = absl::StrCat(directory_, "/artifacts/", digest.hex());
   if (IsDirectory(complete)) return complete;

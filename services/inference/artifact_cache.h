@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 
@@ -29,6 +30,9 @@ class ArtifactCache {
   // none: then only what is in the cache can be had.
   static absl::StatusOr<std::unique_ptr<ArtifactCache>> Open(absl::string_view directory,
                                                              std::shared_ptr<grpc::Channel> jobs);
+
+  // The directory of a complete artifact, or nothing.
+  std::optional<std::string> Find(const Digest& digest) const;
 
   // The directory of a complete artifact; pulls what is missing. Blocks; `stop` ends it with
   // CANCELLED. NOT_FOUND, DATA_LOSS when what comes differs from the manifest or the manifest from

@@ -13,6 +13,7 @@ constexpr int kMaxKvCacheMib = 1 << 20;  // 1 TiB
 constexpr int kMaxQueuedRequests = 1'000'000;
 constexpr int64_t kMaxQueuedTokens = int64_t{1} << 40;
 constexpr absl::Duration kMaxRequestTimeout = absl::Hours(24 * 7);
+constexpr int kMaxModelMemoryMib = 1 << 30;  // 1 PiB
 
 }  // namespace
 
@@ -53,6 +54,15 @@ absl::Status InferenceConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--request-timeout must be in [1s, ", absl::FormatDuration(kMaxRequestTimeout),
                      "], got ", absl::FormatDuration(request_timeout)));
+  }
+  if (model_memory_mib < 0 || model_memory_mib > kMaxModelMemoryMib) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--model-memory-mib must be in [0, ", kMaxModelMemoryMib, "], got ", model_memory_mib));
+  }
+  if (idle_model_timeout < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--idle-model-timeout must be 0 (never) or more, got ",
+                     absl::FormatDuration(idle_model_timeout)));
   }
   return absl::OkStatus();
 }

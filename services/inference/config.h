@@ -28,6 +28,11 @@ struct InferenceConfig {
   // From a request's arrival to its end, whichever front it came by.
   absl::Duration request_timeout = absl::Hours(1);
   bool prefix_cache = true;  // prompts that begin alike share keys and values
+  // For all models together; 0: nine tenths of what the machine or its control group grants.
+  int model_memory_mib = 0;
+  bool evict_idle_models = false;  // a load may take models out of memory that nobody uses
+  // A model that nobody used for this long leaves memory until the next request; 0: never.
+  absl::Duration idle_model_timeout = absl::ZeroDuration();
   // Running requests may take this long to finish after a signal to stop.
   absl::Duration drain_grace = absl::Seconds(30);
 

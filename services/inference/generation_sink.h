@@ -14,8 +14,8 @@
 #include <utility>
 
 #include "core/engine/engine.h"
+#include "services/inference/active_model.h"
 #include "services/inference/metrics.h"
-#include "services/inference/served_model.h"
 
 namespace quern {
 
@@ -29,7 +29,7 @@ class GenerationSink : public TokenSink {
   explicit GenerationSink(InferenceMetrics& metrics) : metrics_(metrics) {}
 
   // The model was found; from now on the request counts among its own.
-  void Bind(std::shared_ptr<const ServedModel> model) { model_ = std::move(model); }
+  void Bind(std::shared_ptr<const ActiveModel> model) { model_ = std::move(model); }
   // Call before Submit.
   void set_prompt_tokens(int prompt_tokens) { prompt_tokens_ = prompt_tokens; }
 
@@ -66,7 +66,7 @@ class GenerationSink : public TokenSink {
   const SteadyTime arrival_ = std::chrono::steady_clock::now();
   std::atomic<bool> cancelled_ = false;
 
-  std::shared_ptr<const ServedModel> model_;  // from Bind to the end
+  std::shared_ptr<const ActiveModel> model_;  // from Bind to the end
   int prompt_tokens_ = 0;
   // Of the next piece; kept for their memory.
   google::protobuf::RepeatedPtrField<inference::v1::TokenLogprobs> logprobs_;

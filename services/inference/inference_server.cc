@@ -58,12 +58,21 @@ absl::Status InferenceServer::Open(Clock& clock) {
   ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
 
   loader_ = std::make_unique<ModelLoader>(config_.model_root, *engine_, *cache_);
-  registry_ = std::make_unique<ModelRegistry>(config_.cache_directory + "/models.json", *engine_,
-                                              *loader_, metrics_, clock);
+  ModelRegistryOptions registry_options;
+  registry_options.list_path = config_.cache_directory + "/models.json";
+  registry_options.memory_bytes = config_.model_memory_mib > 0
+                                      ? int64_t{config_.model_memory_mib} << 20
+                                      : AvailableMemoryBytes() / 10 * 9;
+  registry_options.evict_for_memory = config_.evict_idle_models;
+  if (config_.idle_model_timeout > absl::ZeroDuration()) {
+    registry_options.idle_timeout = config_.idle_model_timeout;
+  }
+  registry_ =
+      std::make_unique<ModelRegistry>(registry_options, *engine_, *loader_, metrics_, clock);
   RETURN_IF_ERROR(registry_->Restore());
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
   generator_ = std::make_unique<TextGenerator>(*engine_, *registry_, config_.request_timeout);
-  inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, *registry_, metrics_);
+  inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, metrics_);
   ServerOptions server_options;
   server_options.listen = config_.listen;
   server_options.allow_insecure_network = config_.allow_insecure_network;

@@ -23,9 +23,8 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
 
 }  // namespace
 
-InferenceServiceImpl::InferenceServiceImpl(TextGenerator& generator, ModelRegistry& registry,
-                                           InferenceMetrics& metrics)
-    : generator_(generator), registry_(registry), metrics_(metrics) {}
+InferenceServiceImpl::InferenceServiceImpl(TextGenerator& generator, InferenceMetrics& metrics)
+    : generator_(generator), metrics_(metrics) {}
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::GenerateText(grpc::CallbackServerContext* context,
                                                              const GenerateTextRequest* request,
@@ -59,14 +58,15 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::CountTokens(grpc::CallbackServer
                                                             const CountTokensRequest* request,
                                                             CountTokensResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Status posted = generator_.Post([this, request, response, reactor] {
-    const absl::StatusOr<std::shared_ptr<const ServedModel>> model =
-        registry_.Find(request->model());
+  const auto count_with = [request, response,
+                           reactor](absl::StatusOr<std::shared_ptr<const ActiveModel>> model) {
     const absl::StatusOr<int> count =
         model.ok() ? CountPromptTokens(*request, **model) : absl::StatusOr<int>(model.status());
     if (count.ok()) response->set_token_count(*count);
     reactor->Finish(ToGrpcStatus(count.status()));
-  });
+  };
+  const absl::Status posted = generator_.Post(
+      [this, request, count_with] { generator_.WithModel(request->model(), count_with); });
   if (!posted.ok()) reactor->Finish(ToGrpcStatus(posted));
   return reactor;
 }

@@ -7,7 +7,6 @@
 
 #include "services/inference/generation_sink.h"
 #include "services/inference/metrics.h"
-#include "services/inference/model_registry.h"
 #include "services/inference/text_generator.h"
 
 namespace quern {
@@ -16,8 +15,7 @@ namespace quern {
 class InferenceServiceImpl final : public inference::v1::InferenceService::CallbackService {
  public:
   // All references must outlive the server.
-  InferenceServiceImpl(TextGenerator& generator, ModelRegistry& registry,
-                       InferenceMetrics& metrics);
+  InferenceServiceImpl(TextGenerator& generator, InferenceMetrics& metrics);
 
   grpc::ServerUnaryReactor* GenerateText(grpc::CallbackServerContext* context,
                                          const inference::v1::GenerateTextRequest* request,
@@ -36,7 +34,6 @@ class InferenceServiceImpl final : public inference::v1::InferenceService::Callb
              std::shared_ptr<GenerationSink> sink);
 
   TextGenerator& generator_;
-  ModelRegistry& registry_;
   InferenceMetrics& metrics_;
 };
 

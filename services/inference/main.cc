@@ -39,6 +39,16 @@ ABSL_FLAG(absl::Duration, request_timeout, quern::InferenceConfig().request_time
           "time that a request may take from its arrival to its end, 1s to 168h");
 ABSL_FLAG(bool, prefix_cache, quern::InferenceConfig().prefix_cache,
           "prompts that begin alike share the keys and values of what they have in common");
+ABSL_FLAG(int, model_memory_mib, quern::InferenceConfig().model_memory_mib,
+          "MiB of memory for all models together, 0 to 1073741824; 0 means nine tenths of what the "
+          "machine or its control group grants");
+ABSL_FLAG(
+    bool, evict_idle_models, quern::InferenceConfig().evict_idle_models,
+    "loading a model may take others out of memory that nobody uses, the longest unused first; "
+    "the next request for one loads it again");
+ABSL_FLAG(absl::Duration, idle_model_timeout, quern::InferenceConfig().idle_model_timeout,
+          "a model that nobody used for this long (10m, 2h) is taken out of memory until the next "
+          "request for it; 0 means never");
 
 namespace quern {
 namespace {
@@ -62,6 +72,9 @@ InferenceConfig ReadConfig(int argc, char** argv) {
   config.max_queued_tokens = absl::GetFlag(FLAGS_max_queued_tokens);
   config.request_timeout = absl::GetFlag(FLAGS_request_timeout);
   config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
+  config.model_memory_mib = absl::GetFlag(FLAGS_model_memory_mib);
+  config.evict_idle_models = absl::GetFlag(FLAGS_evict_idle_models);
+  config.idle_model_timeout = absl::GetFlag(FLAGS_idle_model_timeout);
   return config;
 }
 

@@ -12,6 +12,9 @@ constexpr std::array<absl::string_view, kNumOutcomes> kOutcomeNames = {
 constexpr std::array<const char*, kNumRejections> kRejectionNames = {
     "queue_full", "queue_tokens", "share",    "deadline", "too_long",
     "draining",   "invalid",      "no_model", "not_ready"};
+constexpr std::array<const char*, kNumLoadCauses> kLoadCauseNames = {"created", "restart",
+                                                                     "request"};
+constexpr std::array<const char*, kNumEvictionReasons> kEvictionReasonNames = {"idle", "memory"};
 constexpr std::array<const char*, kNumDiscards> kDiscardNames = {"cancelled", "deadline",
                                                                  "draining", "error", "preempted"};
 
@@ -54,6 +57,10 @@ prometheus::Family<prometheus::Histogram>& Histograms(prometheus::Registry& regi
 }  // namespace
 
 absl::string_view OutcomeName(Outcome outcome) { return kOutcomeNames[static_cast<int>(outcome)]; }
+
+absl::string_view EvictionReasonName(EvictionReason reason) {
+  return kEvictionReasonNames[static_cast<int>(reason)];
+}
 
 Outcome OutcomeOf(FinishReason reason) {
   switch (reason) {
@@ -132,8 +139,10 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
                           "1 for each model in memory; bits 0 is a checkpoint as it came.")),
       load_family_(Gauges(registry, "quern_model_load_seconds",
                           "How long the model took from request to ready.")),
-      bytes_family_(Gauges(registry, "quern_model_bytes",
-                           "Memory of the model: weights as the kernels read them, KV pages.")) {
+      bytes_family_(
+          Gauges(registry, "quern_model_bytes",
+                 "Memory of the model: weights as the kernels read them, those that another model "
+                 "held already (shared), KV pages.")) {
   auto& rejected = Counters(registry, "quern_requests_rejected_total",
                             "Requests turned away before they generated anything.");
   for (int i = 0; i < kNumRejections; ++i) {
@@ -154,6 +163,23 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
   load_failures_total_ =
       &Counters(registry, "quern_model_load_failures_total", "Models that could not be loaded.")
            .Add({});
+  auto& loads = Counters(registry, "quern_model_loads_total",
+                         "Models loaded, because one was created, the server was started again, or "
+                         "a request came for an idle one.");
+  for (int i = 0; i < kNumLoadCauses; ++i) {
+    loads_total_[i] = &loads.Add({{"cause", kLoadCauseNames[i]}});
+  }
+  auto& evictions = Counters(registry, "quern_model_evictions_total",
+                             "Models taken out of memory until the next request for them.");
+  for (int i = 0; i < kNumEvictionReasons; ++i) {
+    evictions_total_[i] = &evictions.Add({{"reason", kEvictionReasonNames[i]}});
+  }
+  memory_reserved_ = &Gauges(registry, "quern_model_memory_reserved_bytes",
+                             "Memory set aside for models: weights, KV pages, buffers of a step.")
+                          .Add({});
+  memory_budget_ = &Gauges(registry, "quern_model_memory_budget_bytes",
+                           "Memory that all models together may take.")
+                        .Add({});
 }
 
 std::shared_ptr<const ModelMetrics> InferenceMetrics::MakeSeries(const std::string& model) {
@@ -223,11 +249,14 @@ std::shared_ptr<const ModelMetrics> InferenceMetrics::ModelLoaded(const std::str
                                    {"kernel", facts.kernel}});
   gauges.load_seconds = &load_family_.Add({{"model", model}});
   gauges.weight_bytes = &bytes_family_.Add({{"model", model}, {"kind", "weights"}});
+  gauges.shared_bytes = &bytes_family_.Add({{"model", model}, {"kind", "shared"}});
   gauges.kv_bytes = &bytes_family_.Add({{"model", model}, {"kind", "kv"}});
   gauges.info->Set(1);
   gauges.load_seconds->Set(absl::ToDoubleSeconds(facts.load_duration));
-  gauges.weight_bytes->Set(static_cast<double>(facts.weight_bytes));
+  gauges.weight_bytes->Set(static_cast<double>(facts.weight_bytes - facts.shared_bytes));
+  gauges.shared_bytes->Set(static_cast<double>(facts.shared_bytes));
   gauges.kv_bytes->Set(static_cast<double>(facts.kv_bytes));
+  loads_total_[static_cast<int>(facts.cause)]->Increment();
   gauges_[model] = gauges;
   return series;
 }
@@ -239,6 +268,7 @@ void InferenceMetrics::ModelUnloaded(const std::string& model) {
   info_family_.Remove(it->second.info);
   load_family_.Remove(it->second.load_seconds);
   bytes_family_.Remove(it->second.weight_bytes);
+  bytes_family_.Remove(it->second.shared_bytes);
   bytes_family_.Remove(it->second.kv_bytes);
   gauges_.erase(it);
   unloaded_.push_back(model);

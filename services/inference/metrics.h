@@ -81,6 +81,13 @@ struct ModelMetrics {
   prometheus::Histogram* request_seconds = nullptr;
 };
 
+// Why a model is loaded, and why one that stays listed leaves memory.
+enum class LoadCause { kCreated, kRestart, kRequest };
+inline constexpr int kNumLoadCauses = 3;
+enum class EvictionReason { kIdle, kMemory };
+inline constexpr int kNumEvictionReasons = 2;
+absl::string_view EvictionReasonName(EvictionReason reason);
+
 // What the gauges of a loaded model say.
 struct LoadedModelFacts {
   std::string artifact;  // first 12 hex digits, or "" for a checkpoint
@@ -88,8 +95,10 @@ struct LoadedModelFacts {
   int group_size = 0;
   std::string kernel;
   int64_t weight_bytes = 0;
+  int64_t shared_bytes = 0;  // of weight_bytes, held once with another model
   int64_t kv_bytes = 0;
   absl::Duration load_duration;
+  LoadCause cause = LoadCause::kCreated;
 };
 
 // A model has about 170 series. Those of models that left memory stay, so that the last minutes of
@@ -108,6 +117,13 @@ class InferenceMetrics final : public StepObserver {
                                                   const LoadedModelFacts& facts);
   void ModelUnloaded(const std::string& model);
   void ModelFailed() { load_failures_total_->Increment(); }
+  void ModelEvicted(EvictionReason reason) {
+    evictions_total_[static_cast<int>(reason)]->Increment();
+  }
+  void SetModelMemory(int64_t reserved_bytes, int64_t budget_bytes) {
+    memory_reserved_->Set(static_cast<double>(reserved_bytes));
+    memory_budget_->Set(static_cast<double>(budget_bytes));
+  }
 
   void Reject(Rejection reason) { rejected_total_[static_cast<int>(reason)]->Increment(); }
   // A piece of text waited this long for the client to take the message before.
@@ -121,6 +137,7 @@ class InferenceMetrics final : public StepObserver {
     prometheus::Gauge* info;
     prometheus::Gauge* load_seconds;
     prometheus::Gauge* weight_bytes;
+    prometheus::Gauge* shared_bytes;
     prometheus::Gauge* kv_bytes;
   };
 
@@ -135,6 +152,10 @@ class InferenceMetrics final : public StepObserver {
   prometheus::Histogram* batch_sequences_;
   prometheus::Histogram* stream_blocked_seconds_;
   prometheus::Counter* load_failures_total_;
+  std::array<prometheus::Counter*, kNumLoadCauses> loads_total_{};
+  std::array<prometheus::Counter*, kNumEvictionReasons> evictions_total_{};
+  prometheus::Gauge* memory_reserved_;
+  prometheus::Gauge* memory_budget_;
 
   prometheus::Family<prometheus::Counter>& requests_family_;
   prometheus::Family<prometheus::Counter>& prompt_tokens_family_;

@@ -70,9 +70,10 @@ absl::StatusOr<std::string> ModelRegistry::CheckTarget(absl::string_view model) 
     return absl::NotFoundError(absl::StrCat("alias.model: ", model, " is not on this server"));
   }
   // What an alias leads to answers.
-  if (it->second.model.state() != Model::ACTIVE) {
+  const Model::State state = it->second.model.state();
+  if (state != Model::ACTIVE && state != Model::IDLE) {
     return absl::FailedPreconditionError(absl::StrCat("alias.model: ", model, " is ",
-                                                      Model::State_Name(it->second.model.state()),
+                                                      Model::State_Name(state),
                                                       ", wanted a model that is ACTIVE"));
   }
   return id;
@@ -88,7 +89,7 @@ absl::StatusOr<Alias> ModelRegistry::SetAlias(const std::string& id, const std::
     list = Listed();
   }
   list.aliases[id] = target;
-  RETURN_IF_ERROR(WriteModelList(list_path_, list));
+  RETURN_IF_ERROR(WriteModelList(options_.list_path, list));
   MutexLock lock(&mutex_);
   aliases_[id] = target;
   TellHealth(model);
@@ -156,7 +157,7 @@ absl::Status ModelRegistry::DeleteAlias(const DeleteAliasRequest& request) {
     list = Listed();
   }
   list.aliases.erase(id);
-  RETURN_IF_ERROR(WriteModelList(list_path_, list));
+  RETURN_IF_ERROR(WriteModelList(options_.list_path, list));
   MutexLock lock(&mutex_);
   aliases_.erase(id);
   if (health_observer_ != nullptr) health_observer_(id, false);

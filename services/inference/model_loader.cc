@@ -6,10 +6,9 @@
 #include <memory>
 #include <utility>
 
-#include "core/artifact/artifact.h"
+#include "core/artifact/scale_delta.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/engine/model_source.h"
@@ -33,58 +32,116 @@ absl::Status ModelLoader::CheckSource(const inference::v1::Model& model) const {
   return ResolveBeneath(model_root_, model.checkpoint()).status();
 }
 
+std::optional<ModelMemory> ModelLoader::PlanMemory(const inference::v1::Model& model) const {
+  std::unique_ptr<ModelSource> source;
+  if (model.has_artifact()) {
+    const auto digest = Digest::Parse(absl::StripPrefix(model.artifact(), "artifacts/"));
+    const std::optional<std::string> directory =
+        digest.ok() ? cache_.Find(*digest) : std::optional<std::string>();
+    if (!directory.has_value()) return std::nullopt;
+    const absl::StatusOr<Manifest> manifest = ReadManifest(*directory);
+    if (!manifest.ok()) return std::nullopt;
+    source = MakeModelSource(std::make_shared<const PackedModel>(ShapeOf(*manifest)));
+  } else {
+    const absl::StatusOr<std::string> path = ResolveBeneath(model_root_, model.checkpoint());
+    if (!path.ok()) return std::nullopt;
+    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = OpenCheckpoint(*path);
+    if (!checkpoint.ok()) return std::nullopt;
+    source = MakeModelSource(std::shared_ptr<const Checkpoint>(*std::move(checkpoint)));
+  }
+  const absl::StatusOr<ModelMemory> need = engine_.PlanMemory(*source);
+  return need.ok() ? *need : std::optional<ModelMemory>();
+}
+
 absl::StatusOr<ModelLoader::Loaded> ModelLoader::Load(const inference::v1::Model& model,
+                                                      const Admission& admit,
                                                       const std::stop_token& stop) {
   if (stop.stop_requested()) return absl::CancelledError("the load was cancelled");
-  if (model.has_artifact()) return LoadArtifactModel(model.artifact(), stop);
-  return LoadCheckpointModel(model.checkpoint());
+  if (model.has_artifact()) return LoadArtifactModel(model.artifact(), admit, stop);
+  return LoadCheckpointModel(model.checkpoint(), admit);
+}
+
+absl::StatusOr<LoadedArtifact> ModelLoader::ReadCached(const Digest& digest, const ReadFn& read,
+                                                       const std::stop_token& stop) {
+  ASSIGN_OR_RETURN(std::string directory, cache_.Fetch(digest, stop));
+  absl::StatusOr<LoadedArtifact> artifact = read(directory);
+  if (!absl::IsDataLoss(artifact.status())) return artifact;
+  // The cache's disk damaged it since it was pulled: the source may have it whole.
+  LOG(WARNING) << "cached artifact damaged, pulling again artifact=" << digest.hex()
+               << " error=" << artifact.status();
+  RETURN_IF_ERROR(cache_.Discard(digest));
+  ASSIGN_OR_RETURN(directory, cache_.Fetch(digest, stop));
+  return read(directory);
+}
+
+absl::StatusOr<LoadedArtifact> ModelLoader::ReadArtifact(const Digest& digest,
+                                                         const std::stop_token& stop) {
+  const auto read_base = [&](const Digest& base) {
+    return ReadCached(
+        base, [&](const std::string& directory) { return LoadArtifact(directory, base.hex()); },
+        stop);
+  };
+  return ReadCached(
+      digest,
+      [&](const std::string& directory) -> absl::StatusOr<LoadedArtifact> {
+        ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(directory));
+        if (manifest.base.empty()) return LoadArtifact(directory, digest.hex());
+        ASSIGN_OR_RETURN(const Digest base_digest, Digest::Parse(manifest.base));
+        const absl::StatusOr<LoadedArtifact> base = read_base(base_digest);
+        if (!base.ok()) {
+          return absl::Status(base.status().code(),
+                              absl::StrCat("the base of scale delta ", digest.hex(), ": ",
+                                           base.status().message()));
+        }
+        return LoadScaleDelta(directory, *base, digest.hex());
+      },
+      stop);
 }
 
 absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadArtifactModel(absl::string_view name,
+                                                                   const Admission& admit,
                                                                    const std::stop_token& stop) {
   ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(absl::StripPrefix(name, "artifacts/")));
-  ASSIGN_OR_RETURN(std::string directory, cache_.Fetch(digest, stop));
-  absl::StatusOr<LoadedArtifact> artifact = LoadArtifact(directory, digest.hex());
-  if (absl::IsDataLoss(artifact.status())) {
-    // The cache's disk damaged it since it was pulled: the source may have it whole.
-    LOG(WARNING) << "cached artifact damaged, pulling again artifact=" << digest.hex()
-                 << " error=" << artifact.status();
-    RETURN_IF_ERROR(cache_.Discard(digest));
-    ASSIGN_OR_RETURN(directory, cache_.Fetch(digest, stop));
-    artifact = LoadArtifact(directory, digest.hex());
-  }
-  RETURN_IF_ERROR(artifact.status());
-  const QuantFormat format = artifact->model.format;
+  ASSIGN_OR_RETURN(LoadedArtifact artifact, ReadArtifact(digest, stop));
+  const QuantFormat format = artifact.model.format;
   const auto source =
-      MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact->model)));
-  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source));
+      MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact.model)));
+  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, admit));
   loaded.facts.artifact = digest.hex().substr(0, kFingerprintDigits);
   loaded.facts.bits = format.bits;
   loaded.facts.group_size = format.group_size;
   loaded.served.system_fingerprint = absl::StrCat(loaded.facts.artifact, "-", loaded.facts.kernel);
+  if (const std::string& base = artifact.manifest.base; !base.empty()) {
+    loaded.base = absl::StrCat("artifacts/", base);
+  }
   return loaded;
 }
 
-absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadCheckpointModel(absl::string_view path) {
+absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadCheckpointModel(absl::string_view path,
+                                                                     const Admission& admit) {
   ASSIGN_OR_RETURN(const std::string resolved, ResolveBeneath(model_root_, path));
   ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> opened, OpenCheckpoint(resolved));
   const std::shared_ptr<const Checkpoint> checkpoint = std::move(opened);
   // Reads the files once more, so that answers can be traced to exactly these bytes.
   ASSIGN_OR_RETURN(const std::string digest, checkpoint->DigestHex());
   const auto source = MakeModelSource(checkpoint);
-  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source));
+  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, admit));
   loaded.served.system_fingerprint =
       absl::StrCat(digest.substr(0, kFingerprintDigits), "-", loaded.facts.kernel);
   return loaded;
 }
 
-absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadSource(const ModelSource& source) {
+absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadSource(const ModelSource& source,
+                                                            const Admission& admit) {
+  ASSIGN_OR_RETURN(const ModelMemory need, engine_.PlanMemory(source));
+  RETURN_IF_ERROR(admit(need));
   Loaded loaded;
   ASSIGN_OR_RETURN(loaded.served.handle, engine_.Load(source));
   ASSIGN_OR_RETURN(loaded.served.info, engine_.Info(loaded.served.handle));
   ASSIGN_OR_RETURN(loaded.served.tokenizer, engine_.GetTokenizer(loaded.served.handle));
   loaded.facts.kernel = loaded.served.info.kernel;
   loaded.facts.weight_bytes = loaded.served.info.weight_bytes;
+  loaded.facts.shared_bytes = loaded.served.info.shared_weight_bytes;
   loaded.facts.kv_bytes = loaded.served.info.kv_bytes;
   return loaded;
 }

@@ -6,13 +6,17 @@
 #include <absl/strings/string_view.h>
 #include <quern/inference/v1/inference_service.pb.h>
 
+#include <functional>
+#include <optional>
 #include <stop_token>
 #include <string>
 
+#include "core/artifact/artifact.h"
+#include "core/base/sha256.h"
 #include "core/engine/engine.h"
+#include "services/inference/active_model.h"
 #include "services/inference/artifact_cache.h"
 #include "services/inference/metrics.h"
-#include "services/inference/served_model.h"
 
 namespace quern {
 
@@ -20,9 +24,12 @@ namespace quern {
 class ModelLoader {
  public:
   struct Loaded {
-    ServedModel served;  // without `id` and `metrics`
+    ActiveModel served;  // without `id` and `metrics`
     LoadedModelFacts facts;
+    std::string base;  // of a scale delta: artifacts/{artifact}
   };
+  // Asked before memory is taken, with the bytes that the model needs; an error ends the load.
+  using Admission = std::function<absl::Status(const ModelMemory& need)>;
 
   // `model_root`: where checkpoints may be; empty: none can be served. The references outlive this.
   ModelLoader(std::string model_root, Engine& engine, ArtifactCache& cache);
@@ -31,15 +38,29 @@ class ModelLoader {
   // is no model root, INVALID_ARGUMENT or NOT_FOUND when it is not below it.
   absl::Status CheckSource(const inference::v1::Model& model) const;
 
-  // Pulls what is missing, verifies it and gives it to the engine. Blocks; `stop` ends a pull with
-  // CANCELLED. Errors as ArtifactCache::Fetch, LoadArtifact, OpenCheckpoint and Engine::Load.
-  absl::StatusOr<Loaded> Load(const inference::v1::Model& model, const std::stop_token& stop);
+  // The memory that the model will need, where that can be said without a pull: nothing for an
+  // artifact that is not in the cache yet, and for what will fail to load.
+  std::optional<ModelMemory> PlanMemory(const inference::v1::Model& model) const;
+
+  // Pulls what is missing, a scale delta's base included, verifies it, asks for admission and gives
+  // it to the engine. Blocks; `stop` ends a pull with CANCELLED. Errors as ArtifactCache::Fetch,
+  // LoadArtifact, LoadScaleDelta, OpenCheckpoint, Engine::Load, and those of `admit`.
+  absl::StatusOr<Loaded> Load(const inference::v1::Model& model, const Admission& admit,
+                              const std::stop_token& stop);
 
  private:
-  absl::StatusOr<Loaded> LoadArtifactModel(absl::string_view name, const std::stop_token& stop);
-  absl::StatusOr<Loaded> LoadCheckpointModel(absl::string_view path);
+  using ReadFn = std::function<absl::StatusOr<LoadedArtifact>(const std::string& directory)>;
+
+  absl::StatusOr<Loaded> LoadArtifactModel(absl::string_view name, const Admission& admit,
+                                           const std::stop_token& stop);
+  absl::StatusOr<Loaded> LoadCheckpointModel(absl::string_view path, const Admission& admit);
   // Gives the engine the source and collects what requests need.
-  absl::StatusOr<Loaded> LoadSource(const ModelSource& source);
+  absl::StatusOr<Loaded> LoadSource(const ModelSource& source, const Admission& admit);
+  // The artifact in memory, whether it is a whole model or a scale delta.
+  absl::StatusOr<LoadedArtifact> ReadArtifact(const Digest& digest, const std::stop_token& stop);
+  // Reads it from the cache; once more when what was there is damaged.
+  absl::StatusOr<LoadedArtifact> ReadCached(const Digest& digest, const ReadFn& read,
+                                            const std::stop_token& stop);
 
   const std::string model_root_;
   Engine& engine_;

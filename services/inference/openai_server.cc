@@ -233,15 +233,19 @@ void OpenAiApi::Handle(std::shared_ptr<HttpExchange> exchange) {
         metrics_.Reject(Rejection::kInvalid);
         return exchange->Respond(ErrorResponse(parsed.status()));
       }
-      // What is wrong with the model, each choice says too; here for the fingerprint.
-      const auto model = registry_.Find(parsed->choices.front().request.model());
-      OpenAiAnswer answer{.id = NewOpenAiId(chat),
-                          .created = absl::ToUnixSeconds(clock_.Now()),
-                          .model = parsed->model,
-                          .system_fingerprint = model.ok() ? (*model)->system_fingerprint : "",
-                          .chat = chat};
-      std::make_shared<Completion>(exchange, *std::move(parsed), std::move(answer))
-          ->Start(generator_, deadline, metrics_);
+      const std::string name = parsed->choices.front().request.model();
+      const auto request = std::make_shared<OpenAiRequest>(*std::move(parsed));
+      // Loaded before the choices start: they find it then. What is wrong with the model each of
+      // them says; here it is for the fingerprint.
+      generator_.WithModel(name, [this, exchange, request, chat, deadline](const auto& model) {
+        OpenAiAnswer answer{.id = NewOpenAiId(chat),
+                            .created = absl::ToUnixSeconds(clock_.Now()),
+                            .model = request->model,
+                            .system_fingerprint = model.ok() ? (*model)->system_fingerprint : "",
+                            .chat = chat};
+        std::make_shared<Completion>(exchange, std::move(*request), std::move(answer))
+            ->Start(generator_, deadline, metrics_);
+      });
     });
   if (!taken.ok()) {
     metrics_.Reject(absl::IsUnavailable(taken) ? Rejection::kDraining : RejectionOf(taken));
@@ -256,7 +260,7 @@ HttpResponse OpenAiApi::ListModels() const {
   const auto models = registry_.List(request);
   if (!models.ok()) return ErrorResponse(models.status());
   for (const inference::v1::Model& model : models->models()) {
-    if (model.state() != inference::v1::Model::ACTIVE) continue;
+    if (!CanBeAsked(model)) continue;
     data.push_back(ModelJson(absl::StripPrefix(model.name(), "models/"), model));
     for (const absl::string_view alias : model.aliases()) {
       data.push_back(ModelJson(absl::StripPrefix(alias, "aliases/"), model));

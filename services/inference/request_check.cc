@@ -91,13 +91,13 @@ absl::Status CheckInput(const GenerateTextRequest& request) {
   return absl::InvalidArgumentError("input: one of prompt, prompt_tokens and chat must be set");
 }
 
-absl::Status NoTokenizer(const ServedModel& model, absl::string_view field) {
+absl::Status NoTokenizer(const ActiveModel& model, absl::string_view field) {
   return absl::FailedPreconditionError(absl::StrCat(
       field, ": models/", model.id, " came without a tokenizer; send prompt_tokens instead"));
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptOf(const GenerateTextRequest& request,
-                                              const ServedModel& model, const Engine& engine) {
+                                              const ActiveModel& model, const Engine& engine) {
   if (request.has_prompt_tokens()) {
     const auto& ids = request.prompt_tokens().ids();
     return std::vector<int32_t>(ids.begin(), ids.end());
@@ -116,7 +116,7 @@ absl::StatusOr<std::vector<int32_t>> PromptOf(const GenerateTextRequest& request
   return engine.EncodeChat(model.handle, messages);
 }
 
-absl::Status CheckPrompt(const GenerateTextRequest& request, const ServedModel& model,
+absl::Status CheckPrompt(const GenerateTextRequest& request, const ActiveModel& model,
                          const std::vector<int32_t>& prompt) {
   const int context = model.info.config.max_position_embeddings;
   const absl::string_view field = request.has_prompt_tokens() ? "prompt_tokens.ids"
@@ -252,7 +252,7 @@ absl::Status CheckGenerateText(const GenerateTextRequest& request) {
 }
 
 absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& request,
-                                                 const ServedModel& model, const Engine& engine,
+                                                 const ActiveModel& model, const Engine& engine,
                                                  absl::Time deadline) {
   GenerationRequest generation;
   ASSIGN_OR_RETURN(generation.prompt, PromptOf(request, model, engine));
@@ -278,7 +278,7 @@ absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& requ
   return generation;
 }
 
-absl::StatusOr<int> CountPromptTokens(const CountTokensRequest& request, const ServedModel& model) {
+absl::StatusOr<int> CountPromptTokens(const CountTokensRequest& request, const ActiveModel& model) {
   if (request.text().size() > kMaxPromptBytes) {
     return TooLong(absl::StrCat("text has ", request.text().size(), " bytes, at most ",
                                 kMaxPromptBytes, " are taken"));

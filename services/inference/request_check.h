@@ -13,7 +13,7 @@
 #include <string>
 
 #include "core/engine/engine.h"
-#include "services/inference/served_model.h"
+#include "services/inference/active_model.h"
 
 namespace quern {
 
@@ -38,12 +38,12 @@ absl::Status CheckGenerateText(const inference::v1::GenerateTextRequest& request
 // Tokenizes the input of a checked request and fits it to `model`. FAILED_PRECONDITION when it
 // takes a tokenizer and the model has none.
 absl::StatusOr<GenerationRequest> MakeGeneration(const inference::v1::GenerateTextRequest& request,
-                                                 const ServedModel& model, const Engine& engine,
+                                                 const ActiveModel& model, const Engine& engine,
                                                  absl::Time deadline);
 
 // The number of tokens `text` takes as a prompt of `model`.
 absl::StatusOr<int> CountPromptTokens(const inference::v1::CountTokensRequest& request,
-                                      const ServedModel& model);
+                                      const ActiveModel& model);
 
 // True when a status of the functions above means a prompt beyond a limit.
 bool IsTooLong(const absl::Status& status);

@@ -4,16 +4,16 @@
 
 namespace quern {
 
-ResidentModel::ResidentModel(ServedModel model, Clock& clock)
+ResidentModel::ResidentModel(ActiveModel model, Clock& clock)
     : model_(std::move(model)), clock_(clock), unused_since_(clock.Now()) {}
 
-std::shared_ptr<const ServedModel> ResidentModel::Use() {
+std::shared_ptr<const ActiveModel> ResidentModel::Use() {
   {
     MutexLock lock(&mutex_);
     ++num_uses_;
   }
-  return std::shared_ptr<const ServedModel>(
-      &model_, [self = shared_from_this()](const ServedModel*) { self->EndUse(); });
+  return std::shared_ptr<const ActiveModel>(
+      &model_, [self = shared_from_this()](const ActiveModel*) { self->EndUse(); });
 }
 
 std::optional<absl::Time> ResidentModel::UnusedSince() const {

@@ -10,7 +10,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/mutex.h"
-#include "services/inference/served_model.h"
+#include "services/inference/active_model.h"
 
 namespace quern {
 
@@ -20,12 +20,12 @@ namespace quern {
 class ResidentModel : public std::enable_shared_from_this<ResidentModel> {
  public:
   // In use by nobody since now.
-  ResidentModel(ServedModel model, Clock& clock);
+  ResidentModel(ActiveModel model, Clock& clock);
 
-  const ServedModel& model() const { return model_; }
+  const ActiveModel& model() const { return model_; }
 
   // A use; it ends when the last copy of the pointer goes. Not after Close.
-  std::shared_ptr<const ServedModel> Use() ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<const ActiveModel> Use() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // When the last use ended; nothing while there is one.
   std::optional<absl::Time> UnusedSince() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -37,7 +37,7 @@ class ResidentModel : public std::enable_shared_from_this<ResidentModel> {
  private:
   void EndUse() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  const ServedModel model_;
+  const ActiveModel model_;
   Clock& clock_;
   mutable Mutex mutex_;
   int num_uses_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -67,7 +67,24 @@ void TextGenerator::Generate(const inference::v1::GenerateTextRequest& request, 
   if (const absl::Status status = CheckGenerateText(request); !status.ok()) {
     return sink->Refuse(RejectionOf(status), status);
   }
-  absl::StatusOr<std::shared_ptr<const ServedModel>> model = registry_.Find(request.model());
+  WithModel(request.model(), [this, &request, deadline,
+                              sink](absl::StatusOr<std::shared_ptr<const ActiveModel>> model) {
+    SubmitTo(std::move(model), request, deadline, sink);
+  });
+}
+
+void TextGenerator::WithModel(absl::string_view name, const ModelThen& then) {
+  absl::StatusOr<std::shared_ptr<const ActiveModel>> model = registry_.Find(
+      name, [this, then](const absl::StatusOr<std::shared_ptr<const ActiveModel>>& loaded) {
+        // Work that was admitted before it waited.
+        executor_.Post([then, loaded] { then(loaded); });
+      });
+  if (!model.ok() || *model != nullptr) then(std::move(model));
+}
+
+void TextGenerator::SubmitTo(absl::StatusOr<std::shared_ptr<const ActiveModel>> model,
+                             const inference::v1::GenerateTextRequest& request, absl::Time deadline,
+                             const std::shared_ptr<GenerationSink>& sink) {
   if (!model.ok()) return sink->Refuse(RejectionOf(model.status()), model.status());
   sink->Bind(*model);
   const absl::Status submitted = Submit(request, **model, deadline, sink);
@@ -78,7 +95,7 @@ void TextGenerator::Generate(const inference::v1::GenerateTextRequest& request, 
 }
 
 absl::Status TextGenerator::Submit(const inference::v1::GenerateTextRequest& request,
-                                   const ServedModel& model, absl::Time deadline,
+                                   const ActiveModel& model, absl::Time deadline,
                                    const std::shared_ptr<GenerationSink>& sink) {
   // It may have waited for a thread of this. No prompt is tokenized in vain.
   if (absl::Now() >= deadline) {

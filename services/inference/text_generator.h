@@ -2,6 +2,8 @@
 #define QUERN_SERVICES_INFERENCE_TEXT_GENERATOR_H_
 
 #include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
 #include <absl/time/time.h>
 #include <quern/inference/v1/inference_service.pb.h>
 
@@ -19,8 +21,8 @@ namespace quern {
 // submitted. Thread-safe.
 class TextGenerator {
  public:
-  // All references outlive this. A request may take `request_timeout` from its arrival on, whatever
-  // the client allows.
+  // All references outlive this. The registry is drained before this goes. A request may take
+  // `request_timeout` from its arrival on, whatever the client allows.
   TextGenerator(Engine& engine, ModelRegistry& registry, absl::Duration request_timeout);
 
   // When a request that arrives now is over, for a client that waits until `asked`.
@@ -32,14 +34,23 @@ class TextGenerator {
   // takes as long runs on threads of this.
   [[nodiscard]] absl::Status Post(std::function<void()> work);
 
-  // Checks, tokenizes and submits, in time and while there is room, on the calling thread; `sink`
-  // hears of a refusal like of any other end.
+  // Calls `then` with a use of the model `name`, or why there is none: at once when it is in
+  // memory, else when it has been loaded, on a thread of this.
+  using ModelThen = std::function<void(absl::StatusOr<std::shared_ptr<const ActiveModel>> model)>;
+  void WithModel(absl::string_view name, const ModelThen& then);
+
+  // Checks, tokenizes and submits, in time and while there is room, on the calling thread or when
+  // the model has been loaded; `sink` hears of a refusal like of any other end. `request` lives as
+  // long as `sink`.
   void Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
                 const std::shared_ptr<GenerationSink>& sink);
 
  private:
+  void SubmitTo(absl::StatusOr<std::shared_ptr<const ActiveModel>> model,
+                const inference::v1::GenerateTextRequest& request, absl::Time deadline,
+                const std::shared_ptr<GenerationSink>& sink);
   // Of a checked request. An error says why there will be no end by the engine.
-  absl::Status Submit(const inference::v1::GenerateTextRequest& request, const ServedModel& model,
+  absl::Status Submit(const inference::v1::GenerateTextRequest& request, const ActiveModel& model,
                       absl::Time deadline, const std::shared_ptr<GenerationSink>& sink);
 
   Engine& engine_;

@@ -25,8 +25,8 @@ request. A series exists from the start of its service, so that its first event 
 models begin with the load, those of workers and RPCs with the first of each.
 
 **How many series.** At most 1,000 for each service, unless more than three models are in memory or
-more than 200 workers come. `model` is the alias that a model was loaded under; it has about 170
-series. Those of a model that was unloaded stay, and go on when the alias is loaded again, as long as
+more than 200 workers come. `model` is the name that a model was loaded under; it has about 170
+series. Those of a model that was unloaded stay, and go on when the name is loaded again, as long as
 there are no more than three models with series; then the one that was unloaded first is forgotten.
 Workers that quern-jobs has not heard of for an hour are forgotten; it counts 256 at most.
 """

@@ -49,6 +49,10 @@ TEST(InferenceConfigTest, EachFieldIsChecked) {
   expect("--request-timeout", [](auto& config) { config.request_timeout = absl::ZeroDuration(); });
   expect("--request-timeout",
          [](auto& config) { config.request_timeout = absl::InfiniteDuration(); });
+  expect("--model-memory-mib", [](auto& config) { config.model_memory_mib = -1; });
+  expect("--model-memory-mib", [](auto& config) { config.model_memory_mib = (1 << 30) + 1; });
+  expect("--idle-model-timeout",
+         [](auto& config) { config.idle_model_timeout = -absl::Seconds(1); });
 }
 
 class InferenceBinaryTest : public testing::Test {

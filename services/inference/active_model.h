@@ -1,5 +1,5 @@
-#ifndef QUERN_SERVICES_INFERENCE_SERVED_MODEL_H_
-#define QUERN_SERVICES_INFERENCE_SERVED_MODEL_H_
+#ifndef QUERN_SERVICES_INFERENCE_ACTIVE_MODEL_H_
+#define QUERN_SERVICES_INFERENCE_ACTIVE_MODEL_H_
 
 #include <memory>
 #include <string>
@@ -9,9 +9,8 @@
 
 namespace quern {
 
-// What a request needs to know of an ACTIVE model. Immutable; a request may keep it beyond the
-// model's life, the engine then refuses the handle.
-struct ServedModel {
+// What a request needs to know of an ACTIVE model. Immutable.
+struct ActiveModel {
   std::string id;  // the last part of models/{model}
   ModelHandle handle = 0;
   ModelInfo info;
@@ -22,4 +21,4 @@ struct ServedModel {
 
 }  // namespace quern
 
-#endif  // QUERN_SERVICES_INFERENCE_SERVED_MODEL_H_
+#endif  // QUERN_SERVICES_INFERENCE_ACTIVE_MODEL_H_

@@ -54,13 +54,16 @@ absl::Status ListArtifacts(const ArtifactsOptions& options, Context& context) {
   RETURN_IF_ERROR(CallStatus(
       artifact_pb::ArtifactService::NewStub(channel)->ListArtifacts(&call, request, &response)));
   if (context.json()) return PrintJson(response);
-  std::vector<std::vector<std::string>> rows = {{"ARTIFACT", "FORMAT", "SIZE", "CREATED", "JOB"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"ARTIFACT", "FORMAT", "SIZE", "CREATED", "JOB", "BASE"}};
   for (const auto& artifact : response.artifacts()) {
-    rows.push_back({std::string(absl::StripPrefix(artifact.name(), "artifacts/")).substr(0, 12),
-                    DescribeFormat(artifact.format()), FormatBytes(artifact.size_bytes()),
-                    FormatLocalTime(ToTime(artifact.create_time())), artifact.lineage().job()});
+    rows.push_back(
+        {std::string(absl::StripPrefix(artifact.name(), "artifacts/")).substr(0, 12),
+         DescribeFormat(artifact.format()), FormatBytes(artifact.size_bytes()),
+         FormatLocalTime(ToTime(artifact.create_time())), artifact.lineage().job(),
+         std::string(absl::StripPrefix(artifact.lineage().base(), "artifacts/")).substr(0, 12)});
   }
-  std::cout << FormatTable(rows, {false, false, true, false, false});
+  std::cout << FormatTable(rows, {false, false, true, false, false, false});
   return absl::OkStatus();
 }
 
@@ -73,6 +76,7 @@ absl::Status ShowArtifact(const ArtifactsOptions& options, Context& context) {
             << artifact.format().embedding_bits() << " bits\n"
             << "created      " << FormatLocalTime(ToTime(artifact.create_time())) << "\n"
             << "job          " << artifact.lineage().job() << "\n"
+            << "base         " << artifact.lineage().base() << "\n"
             << "checkpoint   " << artifact.lineage().checkpoint_digest() << "\n"
             << "calibration  " << artifact.lineage().calibration_digest() << "\n"
             << "made by      quern " << artifact.lineage().quern_version() << "\n\n";
@@ -121,7 +125,10 @@ absl::Status Export(const ArtifactsOptions& options, Context& context) {
     RETURN_IF_ERROR(
         Download(*stub, artifact.name(), file.path(), absl::StrCat(partial, "/", file.path())));
   }
-  RETURN_IF_ERROR(LoadArtifact(partial, absl::StripPrefix(artifact.name(), "artifacts/")).status());
+  const absl::string_view id = absl::StripPrefix(artifact.name(), "artifacts/");
+  ASSIGN_OR_RETURN(const VerifiedArtifact verified, VerifyArtifact(partial, id));
+  // What a scale delta's tensors mean, its base says.
+  if (verified.manifest.base.empty()) RETURN_IF_ERROR(LoadArtifact(partial, id).status());
   std::error_code error;
   std::filesystem::rename(partial, options.directory, error);
   if (error) return absl::ErrnoToStatus(error.value(), options.directory);

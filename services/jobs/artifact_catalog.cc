@@ -68,6 +68,7 @@ absl::StatusOr<artifact::v1::Artifact> ArtifactCatalog::Describe(const Digest& i
   };
   absl::StatusOr<Manifest> manifest = ReadManifest(id);
   if (!manifest.ok()) return not_staged(manifest.status().message());
+  RETURN_IF_ERROR(CheckBase(*manifest));
   artifact::v1::Artifact artifact;
   artifact.set_name(ArtifactName(id.hex()));
   std::vector<ArtifactFileInfo> files = manifest->files;
@@ -95,7 +96,22 @@ absl::StatusOr<artifact::v1::Artifact> ArtifactCatalog::Describe(const Digest& i
   artifact.mutable_lineage()->set_checkpoint_digest(manifest->lineage.checkpoint_digest);
   artifact.mutable_lineage()->set_calibration_digest(manifest->lineage.calibration_digest);
   artifact.mutable_lineage()->set_quern_version(manifest->lineage.quern_version);
+  if (!manifest->base.empty()) artifact.mutable_lineage()->set_base(ArtifactName(manifest->base));
   return artifact;
+}
+
+absl::Status ArtifactCatalog::CheckBase(const Manifest& manifest) {
+  if (manifest.base.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(manifest.base));
+  const absl::StatusOr<artifact::v1::Artifact> base = Get(digest);
+  if (absl::IsNotFound(base.status())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the base of the scale delta, ", ArtifactName(manifest.base), ", is not published"));
+  }
+  RETURN_IF_ERROR(base.status());
+  if (base->lineage().base().empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the base of the scale delta, ", base->name(), ", is a scale delta itself"));
 }
 
 absl::StatusOr<JobRecord> ArtifactCatalog::Publish(const std::string& token, const Digest& artifact,
@@ -127,26 +143,40 @@ absl::StatusOr<artifact::v1::Artifact> ArtifactCatalog::Get(const Digest& id) {
   return FromRecord(record);
 }
 
-absl::StatusOr<std::set<std::string>> ArtifactCatalog::ReferencedBlobs() {
-  std::set<std::string> referenced;
+absl::Status ArtifactCatalog::ForEachArtifact(
+    absl::FunctionRef<absl::Status(const artifact::v1::Artifact& artifact)> visit) {
   std::string page_token;
   do {
     ASSIGN_OR_RETURN(const JobStore::ArtifactPage page,
                      board_.store().ListArtifacts(1000, page_token));
     for (const JobStore::ArtifactRecord& record : page.artifacts) {
       ASSIGN_OR_RETURN(const artifact::v1::Artifact artifact, FromRecord(record));
-      for (const artifact::v1::ArtifactFile& file : artifact.files()) {
-        referenced.insert(file.sha256());
-      }
+      RETURN_IF_ERROR(visit(artifact));
     }
     page_token = page.next_page_token;
   } while (!page_token.empty());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::set<std::string>> ArtifactCatalog::ReferencedBlobs() {
+  std::set<std::string> referenced;
+  RETURN_IF_ERROR(ForEachArtifact([&](const artifact::v1::Artifact& artifact) {
+    for (const artifact::v1::ArtifactFile& file : artifact.files()) {
+      referenced.insert(file.sha256());
+    }
+    return absl::OkStatus();
+  }));
   return referenced;
 }
 
 absl::Status ArtifactCatalog::Delete(const Digest& id) {
   MutexLock lock(&mutex_);
   ASSIGN_OR_RETURN(const artifact::v1::Artifact artifact, Get(id));
+  RETURN_IF_ERROR(ForEachArtifact([&](const artifact::v1::Artifact& other) -> absl::Status {
+    if (other.lineage().base() != artifact.name()) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat(
+        artifact.name(), " is the base of the scale delta ", other.name(), ": delete that first"));
+  }));
   RETURN_IF_ERROR(board_.store().DeleteArtifact(id.hex()));
   LOG(INFO) << "artifact deleted artifact=" << id.hex();
   ASSIGN_OR_RETURN(const std::set<std::string> referenced, ReferencedBlobs());

@@ -2,6 +2,7 @@
 #define QUERN_SERVICES_JOBS_ARTIFACT_CATALOG_H_
 
 #include <absl/base/thread_annotations.h>
+#include <absl/functional/function_ref.h>
 #include <absl/status/statusor.h>
 #include <quern/artifact/v1/artifact_service.pb.h>
 
@@ -32,8 +33,9 @@ class ArtifactCatalog {
   // beside itself. Returns the artifact's id. INVALID_ARGUMENT.
   absl::StatusOr<Digest> CheckStaged(const std::vector<ArtifactFileInfo>& files);
 
-  // Ends the job of `token` with `artifact`, whose blobs must all be staged (FAILED_PRECONDITION),
-  // and publishes it, in one transaction. Otherwise as JobStore::Complete.
+  // Ends the job of `token` with `artifact`, whose blobs must all be staged and whose base, if it
+  // is a scale delta, must be published (FAILED_PRECONDITION), and publishes it, in one
+  // transaction. Otherwise as JobStore::Complete.
   absl::StatusOr<JobRecord> Publish(const std::string& token, const Digest& artifact,
                                     const std::string& evaluation) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -41,7 +43,8 @@ class ArtifactCatalog {
   absl::StatusOr<artifact::v1::Artifact> Get(const Digest& id);
   static absl::StatusOr<artifact::v1::Artifact> FromRecord(const JobStore::ArtifactRecord& record);
 
-  // Removes the row, then the blobs that no other artifact has. NOT_FOUND.
+  // Removes the row, then the blobs that no other artifact has. NOT_FOUND; FAILED_PRECONDITION
+  // while it is the base of a scale delta.
   absl::Status Delete(const Digest& id) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Removes blobs that no published artifact names. For start-up: a worker whose staged blobs go is
@@ -51,6 +54,11 @@ class ArtifactCatalog {
  private:
   absl::StatusOr<Manifest> ReadManifest(const Digest& id);
   absl::StatusOr<artifact::v1::Artifact> Describe(const Digest& id, const std::string& job);
+  // OK when `manifest` names no base, or a whole model that is published. FAILED_PRECONDITION.
+  absl::Status CheckBase(const Manifest& manifest);
+  // Published artifacts, until `visit` returns an error.
+  absl::Status ForEachArtifact(
+      absl::FunctionRef<absl::Status(const artifact::v1::Artifact& artifact)> visit);
   absl::StatusOr<std::set<std::string>> ReferencedBlobs();
 
   ArtifactStore& blobs_;

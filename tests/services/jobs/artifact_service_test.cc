@@ -1,3 +1,4 @@
+#include "core/artifact/scale_delta.h"
 #include "tests/services/jobs/jobs_fixture.h"
 
 namespace quern {
@@ -109,6 +110,39 @@ TEST_F(ArtifactServiceTest, ListsPages) {
   Context next;
   ASSERT_TRUE(artifacts_->ListArtifacts(&next, request, &page).ok());
   EXPECT_EQ(page.artifacts(0).name(), first);
+}
+
+TEST_F(ArtifactServiceTest, ADeltaKeepsItsBase) {
+  const std::string base_name = PublishArtifact("base");
+  const LoadedArtifact base = LoadArtifact(directory_ / "base").value();
+  PackedModel tuned = base.model;
+  tuned.vectors.at("model.norm.weight")[0] += 1;
+  ASSERT_OK(WriteScaleDelta(base, tuned, TinyLineage(), directory_ / "delta"));
+  CreateName();
+  const worker::v1::Lease lease = Lease();
+  ASSERT_OK_AND_ASSIGN(const std::string delta, Stage(lease.token(), directory_ / "delta"));
+  ASSERT_OK(Succeed(lease.token(), delta));
+  ASSERT_OK_AND_ASSIGN(const artifact::v1::Artifact artifact, GetArtifact(delta));
+  EXPECT_EQ(artifact.lineage().base(), base_name);
+  EXPECT_THAT(Delete(base_name), StatusIs(StatusCode::kFailedPrecondition, HasSubstr(delta)));
+  Start();
+  EXPECT_OK(Read(base_name, "model.safetensors"));
+  ASSERT_OK(Delete(delta));
+  ASSERT_OK(Delete(base_name));
+  EXPECT_EQ(NumBlobs(), 0);
+}
+
+TEST_F(ArtifactServiceTest, ADeltaWithoutItsBaseIsNotPublished) {
+  const LoadedArtifact base = LoadArtifact(MakeArtifact("base")).value();
+  PackedModel tuned = base.model;
+  tuned.vectors.at("model.norm.weight")[0] += 1;
+  ASSERT_OK(WriteScaleDelta(base, tuned, TinyLineage(), directory_ / "delta"));
+  CreateName();
+  const worker::v1::Lease lease = Lease();
+  ASSERT_OK_AND_ASSIGN(const std::string delta, Stage(lease.token(), directory_ / "delta"));
+  EXPECT_THAT(Succeed(lease.token(), delta),
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("is not published")));
+  EXPECT_THAT(GetArtifact(delta), StatusIs(StatusCode::kNotFound, _));
 }
 
 TEST_F(ArtifactServiceTest, DeleteKeepsWhatOthersShare) {

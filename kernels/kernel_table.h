@@ -52,6 +52,38 @@ struct PagedKv {
 
 inline constexpr int kMaxHeadDim = 256;
 
+// Positions of a quantized page.
+inline constexpr int kQuantizedPageTokens = 64;
+// Channels of a value that share a scale; the last group of a head is shorter.
+inline constexpr int kKvGroupChannels = 64;
+
+// Keys and values of one layer for one sequence whose whole pages of kQuantizedPageTokens are
+// rounded to integers of `bits` (4 or 8), while the page being filled, the open one, is kept in
+// half floats. A token reads the pages before its own as integers and its own page up to itself as
+// half floats, also when that page has been rounded since: which form it reads depends on its
+// position alone.
+//
+// A page holds one region of quantized_head_bytes for each key/value head:
+//   key codes      [head_dim][kQuantizedPageTokens]
+//   value codes    [kQuantizedPageTokens][head_dim, padded to 16]
+//   key scales     [head_dim] halves, then as many offsets
+//   value scales   [groups of channels][kQuantizedPageTokens] halves, then as many offsets
+// value = code * scale + offset; offset = the least of the group, scale = (the largest - the least)
+// / (2^bits - 1), both as halves, code = round((value - offset) / scale) to even. Keys share them
+// along the positions, as their outliers stay in a few channels, values along the channels (KIVI,
+// Liu et al. 2024). A group with a NaN or an infinity has the scale NaN.
+// Codes lie in runs of 16: 16 bytes, or with 4 bits 8 bytes, code i at the low half of byte i,
+// code 8 + i at its high half.
+struct QuantizedKv {
+  int bits = 0;
+  uint8_t* pages = nullptr;  // page p of the sequence: pages + page_table[p] * page_stride
+  const int32_t* page_table = nullptr;
+  int64_t page_stride = 0;  // in bytes
+  // The open page as one page of half floats, so that its page_table is {0}; page_tokens may be
+  // larger than kQuantizedPageTokens.
+  PagedKv open;
+};
+
 struct AttentionShape {
   int num_heads = 0;
   int num_kv_heads = 0;
@@ -129,6 +161,15 @@ struct KernelTable {
   size_t (*attention_scratch_floats)(const AttentionShape& shape);
   void (*attention)(const PagedKv& kv, const AttentionShape& shape, const AttentionQuery& query,
                     float* scratch);
+  // Of one key/value head in a page of QuantizedKv; even.
+  size_t (*quantized_head_bytes)(int bits, int head_dim);
+  // Rounds key/value heads [head_begin, head_end) of the open page, which is whole, into page
+  // `page` of the sequence.
+  void (*quantize_kv)(const QuantizedKv& kv, const AttentionShape& shape, int page, int head_begin,
+                      int head_end);
+  // As `attention`; all tokens of the query are in the open page.
+  void (*attention_quantized)(const QuantizedKv& kv, const AttentionShape& shape,
+                              const AttentionQuery& query, float* scratch);
 
   // --- Limits of the CPU, to measure rates against ----------------------------------------------
   // Reads [p, p + n) once, in order, with the prefetching of the weight stream; n a multiple of

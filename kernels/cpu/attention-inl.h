@@ -1,6 +1,6 @@
-// Attention over pages of half floats, by online softmax (Milakov and Gimelshein 2018; Dao et al.
-// 2022, algorithm 1 without its outer loop): blocks of positions in ascending order, each widened
-// to floats once for all queries and heads that share it.
+// Attention over pages of keys and values, by online softmax (Milakov and Gimelshein 2018; Dao et
+// al. 2022, algorithm 1 without its outer loop): blocks of positions in ascending order, each
+// widened to floats once for all queries and heads that share it.
 //
 // Blocks begin at multiples of kAttentionBlock and every sum is a chain of one query's own, so a
 // query's numbers do not depend on the queries beside it.
@@ -276,7 +276,29 @@ QUERN_INLINE void AttendBlock(const AttentionRows& rows, int pass_begin, int beg
   }
 }
 
-void AttendRows(const AttentionRows& rows, int begin, int end, HeadRuns keys, HeadRuns values,
+// The keys and values of one head as half floats, widened block by block in ascending order. Other
+// kinds of memory have a class like it.
+class HalfPositions {
+ public:
+  HalfPositions(const PagedKv& kv, int kv_head, int head_dim, int num_positions)
+      : head_dim_(head_dim),
+        keys_(kv, kv.keys, kv_head, head_dim, num_positions),
+        values_(kv, kv.values, kv_head, head_dim, num_positions) {}
+
+  // The next `count` positions, the first of which is `first`.
+  QUERN_INLINE void Widen(int /*first*/, int count, const AttentionScratch& scratch) {
+    WidenKeys(keys_, head_dim_, count, scratch.keys);
+    WidenValues(values_, head_dim_, count, scratch.channels, scratch.values);
+  }
+
+ private:
+  int head_dim_;
+  HeadRuns keys_;
+  HeadRuns values_;
+};
+
+template <typename Positions>
+void AttendRows(const AttentionRows& rows, int begin, int end, Positions positions,
                 const AttentionScratch& scratch) {
   for (int row = begin; row < end; ++row) {
     scratch.max[row - begin] = -__builtin_inff();
@@ -288,8 +310,7 @@ void AttendRows(const AttentionRows& rows, int begin, int end, HeadRuns keys, He
   int row = begin;  // the first that sees the block
   for (int first = 0; first <= last; first += kAttentionBlock) {
     const int count = MinInt(kAttentionBlock, last + 1 - first);
-    WidenKeys(keys, rows.head_dim, count, scratch.keys);
-    WidenValues(values, rows.head_dim, count, scratch.channels, scratch.values);
+    positions.Widen(first, count, scratch);
     while (rows.position(row) < first) ++row;
     AttendBlock(rows, begin, row, end, first, scratch);
   }
@@ -302,8 +323,10 @@ void AttendRows(const AttentionRows& rows, int begin, int end, HeadRuns keys, He
   }
 }
 
-void Attention(const PagedKv& kv, const AttentionShape& shape, const AttentionQuery& query,
-               float* scratch_memory) {
+// `positions_of(kv_head, num_positions)` makes the Positions of a head.
+template <typename PositionsOf>
+QUERN_INLINE void AttendHeads(const AttentionShape& shape, const AttentionQuery& query,
+                              float* scratch_memory, const PositionsOf& positions_of) {
   const int head_dim = shape.head_dim;
   const int heads_per_kv = shape.num_heads / shape.num_kv_heads;
   const AttentionScratch scratch(scratch_memory, head_dim);
@@ -315,9 +338,15 @@ void Attention(const PagedKv& kv, const AttentionShape& shape, const AttentionQu
     const int num_rows = query.num_tokens * rows.num_heads;
     for (int row = 0; row < num_rows; row += kMaxAttentionRows) {
       AttendRows(rows, row, MinInt(row + kMaxAttentionRows, num_rows),
-                 {kv, kv.keys, kv_head, head_dim, num_positions},
-                 {kv, kv.values, kv_head, head_dim, num_positions}, scratch);
+                 positions_of(kv_head, num_positions), scratch);
     }
     head = head_end;
   }
+}
+
+void Attention(const PagedKv& kv, const AttentionShape& shape, const AttentionQuery& query,
+               float* scratch) {
+  AttendHeads(shape, query, scratch, [&](int kv_head, int num_positions) {
+    return HalfPositions(kv, kv_head, shape.head_dim, num_positions);
+  });
 }

@@ -20,6 +20,7 @@ namespace {
 #include "kernels/cpu/dense_matmul-inl.h"
 #include "kernels/cpu/elementwise-inl.h"
 #include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/quantized_kv-inl.h"
 #include "kernels/cpu/limits-inl.h"
 // clang-format on
 }  // namespace
@@ -30,6 +31,7 @@ KernelTable Extend(KernelTable table) {
   table.matmul_dense = MatmulDense;
   table.attention_scratch_floats = AttentionScratchFloats;
   table.attention = Attention;
+  table.attention_quantized = AttentionQuantized;
   table.read = Read;
   table.multiply_bytes = MultiplyBytes;
   table.multiply_floats = MultiplyFloats;

@@ -18,6 +18,7 @@ namespace {
 #include "kernels/cpu/dense_matmul-inl.h"
 #include "kernels/cpu/elementwise-inl.h"
 #include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/quantized_kv-inl.h"
 #include "kernels/cpu/limits-inl.h"
 #include "kernels/cpu/table-inl.h"
 // clang-format on

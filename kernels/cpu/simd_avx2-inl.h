@@ -94,6 +94,10 @@ QUERN_INLINE int32_t SumLanesInt(I32x8 v) {
 QUERN_INLINE I32x8 LoadBytesAsInt(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
+template <int kShift, int kMask>
+QUERN_INLINE I32x8 FieldInt(I32x8 v) {
+  return _mm256_and_si256(_mm256_srli_epi32(v, kShift), _mm256_set1_epi32(kMask));
+}
 QUERN_INLINE U8x32 LoadBytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }

@@ -125,6 +125,11 @@ QUERN_INLINE I32x8 LoadBytesAsInt(const uint8_t* p) {
   __builtin_memcpy(&bytes, p, sizeof(bytes));
   return __builtin_convertvector(bytes, I32x8);
 }
+// (v >> kShift) & kMask of each lane, which is not negative.
+template <int kShift, int kMask>
+QUERN_INLINE I32x8 FieldInt(I32x8 v) {
+  return (v >> kShift) & kMask;
+}
 QUERN_INLINE U8x32 LoadBytes(const uint8_t* p) {
   U8x32 v;
   __builtin_memcpy(&v, p, sizeof(v));

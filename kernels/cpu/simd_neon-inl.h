@@ -119,6 +119,13 @@ QUERN_INLINE I32x8 LoadBytesAsInt(const uint8_t* p) {
   return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words))),
           vreinterpretq_s32_u32(vmovl_high_u16(words))};
 }
+template <int kShift, int kMask>
+QUERN_INLINE I32x8 FieldInt(I32x8 v) {
+  // A shift by 0 is no NEON shift.
+  if constexpr (kShift != 0) v = {vshrq_n_s32(v.lo, kShift), vshrq_n_s32(v.hi, kShift)};
+  const int32x4_t mask = vdupq_n_s32(kMask);
+  return {vandq_s32(v.lo, mask), vandq_s32(v.hi, mask)};
+}
 QUERN_INLINE void Prefetch(const void* p, size_t near_bytes, size_t far_bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
   __builtin_prefetch(reinterpret_cast<const void*>(address + far_bytes), 0, 2);

@@ -113,33 +113,154 @@ std::vector<double> Rope(const float* head, int head_dim, const float* cos_sin) 
 
 double SiluMul(double gate, double up) { return gate / (1 + std::exp(-gate)) * up; }
 
-std::vector<double> Attention(const PagedKv& kv, const AttentionShape& shape, int position,
-                              const float* query) {
+namespace {
+
+// The nearest half float, to even.
+double RoundToHalf(double x) {
+  if (x == 0 || !std::isfinite(x)) return x;
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(x), -14) - 10);
+  const double rounded = std::nearbyint(x / unit) * unit;
+  return std::fabs(rounded) > 65504 ? std::copysign(INFINITY, x) : rounded;
+}
+
+double HalfAt(const uint8_t* p, int64_t index) {
+  uint16_t half;
+  std::memcpy(&half, p + 2 * index, 2);
+  return double{HalfToFloat(half)};
+}
+
+// Rounds `count` numbers, `stride` apart, that share a scale.
+void RoundGroup(int bits, int count, int64_t stride, double* x) {
+  const auto levels = static_cast<float>((1 << bits) - 1);
+  float least = INFINITY, largest = -INFINITY;
+  bool finite = true;
+  for (int i = 0; i < count; ++i) {
+    const auto value = static_cast<float>(x[i * stride]);
+    finite = finite && std::isfinite(value);
+    least = std::min(least, value);
+    largest = std::max(largest, value);
+  }
+  const auto scale = static_cast<float>(RoundToHalf((largest - least) / levels));
+  for (int i = 0; i < count; ++i) {
+    const float code =
+        scale == 0
+            ? 0
+            : std::min(std::nearbyint((static_cast<float>(x[i * stride]) - least) / scale), levels);
+    x[i * stride] = finite ? double{code} * scale + least : NAN;
+  }
+}
+
+// `key` and `value` (position, kv_head, channel) give the numbers.
+template <typename Key, typename Value>
+std::vector<double> Attend(const AttentionShape& shape, int position, const float* query,
+                           const Key& key, const Value& value) {
   const int dim = shape.head_dim;
   std::vector<double> out(static_cast<size_t>(shape.num_heads) * dim);
-  const auto at = [&](const uint16_t* base, int p, int kv_head, int i) {
-    return double{
-        HalfToFloat(base[kv.page_table[p / kv.page_tokens] * kv.page_stride +
-                         (int64_t{kv_head} * kv.page_tokens + p % kv.page_tokens) * dim + i])};
-  };
   for (int head = 0; head < shape.num_heads; ++head) {
     const int kv_head = head / (shape.num_heads / shape.num_kv_heads);
     std::vector<double> weights;
     for (int p = 0; p <= position; ++p) {
       double score = 0;
-      for (int i = 0; i < dim; ++i) score += query[head * dim + i] * at(kv.keys, p, kv_head, i);
+      for (int i = 0; i < dim; ++i) score += query[head * dim + i] * key(p, kv_head, i);
       weights.push_back(score / std::sqrt(double{1} * dim));
     }
     const double max = *std::max_element(weights.begin(), weights.end());
     double sum = 0;
     for (double& weight : weights) sum += weight = std::exp(weight - max);
     for (int p = 0; p <= position; ++p) {
-      for (int i = 0; i < dim; ++i) {
-        out[head * dim + i] += weights[p] / sum * at(kv.values, p, kv_head, i);
-      }
+      for (int i = 0; i < dim; ++i) out[head * dim + i] += weights[p] / sum * value(p, kv_head, i);
     }
   }
   return out;
+}
+
+double PagedAt(const PagedKv& kv, const uint16_t* base, int head_dim, int p, int kv_head, int i) {
+  return double{
+      HalfToFloat(base[kv.page_table[p / kv.page_tokens] * kv.page_stride +
+                       (int64_t{kv_head} * kv.page_tokens + p % kv.page_tokens) * head_dim + i])};
+}
+
+}  // namespace
+
+std::vector<double> Attention(const PagedKv& kv, const AttentionShape& shape, int position,
+                              const float* query) {
+  const auto at = [&](const uint16_t* base) {
+    return [&kv, &shape, base](int p, int kv_head, int i) {
+      return PagedAt(kv, base, shape.head_dim, p, kv_head, i);
+    };
+  };
+  return Attend(shape, position, query, at(kv.keys), at(kv.values));
+}
+
+KvHead RoundKv(int bits, int head_dim, const uint16_t* keys, const uint16_t* values) {
+  KvHead head;
+  for (int i = 0; i < kQuantizedPageTokens * head_dim; ++i) {
+    head.keys.push_back(HalfToFloat(keys[i]));
+    head.values.push_back(HalfToFloat(values[i]));
+  }
+  for (int channel = 0; channel < head_dim; ++channel) {
+    RoundGroup(bits, kQuantizedPageTokens, head_dim, head.keys.data() + channel);
+  }
+  for (int t = 0; t < kQuantizedPageTokens; ++t) {
+    for (int begin = 0; begin < head_dim; begin += kKvGroupChannels) {
+      RoundGroup(bits, std::min(kKvGroupChannels, head_dim - begin), 1,
+                 head.values.data() + t * head_dim + begin);
+    }
+  }
+  return head;
+}
+
+KvHead DequantizeKv(int bits, int head_dim, const uint8_t* head) {
+  const auto row_bytes = [&](int count) { return (count + 15) / 16 * 16 * bits / 8; };
+  const auto code_at = [&](const uint8_t* row, int index) {
+    if (bits == 8) return int{row[index]};
+    return row[index / 16 * 8 + index % 8] >> (index % 16 < 8 ? 0 : 4) & 15;
+  };
+  const int num_groups = (head_dim + kKvGroupChannels - 1) / kKvGroupChannels;
+  const int key_bytes = row_bytes(kQuantizedPageTokens);
+  const int value_bytes = row_bytes(head_dim);
+  const uint8_t* value_codes = head + int64_t{head_dim} * key_bytes;
+  const uint8_t* key_scales = value_codes + int64_t{kQuantizedPageTokens} * value_bytes;
+  const uint8_t* value_scales = key_scales + int64_t{4} * head_dim;
+  KvHead out;
+  for (int t = 0; t < kQuantizedPageTokens; ++t) {
+    for (int i = 0; i < head_dim; ++i) {
+      out.keys.push_back(code_at(head + int64_t{i} * key_bytes, t) * HalfAt(key_scales, i) +
+                         HalfAt(key_scales, head_dim + i));
+      const int group = i / kKvGroupChannels * kQuantizedPageTokens + t;
+      out.values.push_back(code_at(value_codes + int64_t{t} * value_bytes, i) *
+                               HalfAt(value_scales, group) +
+                           HalfAt(value_scales, num_groups * kQuantizedPageTokens + group));
+    }
+  }
+  return out;
+}
+
+std::vector<double> Attention(const QuantizedKv& kv, const AttentionShape& shape, int position,
+                              const float* query) {
+  const int dim = shape.head_dim;
+  const int num_whole = position / kQuantizedPageTokens;
+  const int padded = (dim + 15) / 16 * 16;
+  const int num_groups = (dim + kKvGroupChannels - 1) / kKvGroupChannels;
+  const int64_t head_bytes = int64_t{kQuantizedPageTokens} * (dim + padded) * kv.bits / 8 +
+                             4 * (dim + num_groups * kQuantizedPageTokens);
+  std::vector<KvHead> heads;  // [page][kv_head]
+  for (int page = 0; page < num_whole; ++page) {
+    for (int kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
+      heads.push_back(DequantizeKv(
+          kv.bits, dim, kv.pages + kv.page_table[page] * kv.page_stride + kv_head * head_bytes));
+    }
+  }
+  const auto at = [&](std::vector<double> KvHead::*numbers, const uint16_t* open) {
+    return [&, numbers, open](int p, int kv_head, int i) {
+      const int page = p / kQuantizedPageTokens;
+      const int slot = p % kQuantizedPageTokens;
+      if (page == num_whole) return PagedAt(kv.open, open, dim, slot, kv_head, i);
+      return (heads[page * shape.num_kv_heads + kv_head].*numbers)[slot * dim + i];
+    };
+  };
+  return Attend(shape, position, query, at(&KvHead::keys, kv.open.keys),
+                at(&KvHead::values, kv.open.values));
 }
 
 }  // namespace quern::kernels::reference

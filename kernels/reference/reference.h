@@ -38,6 +38,19 @@ double SiluMul(double gate, double up);
 std::vector<double> Attention(const PagedKv& kv, const AttentionShape& shape, int position,
                               const float* query);
 
+// One head of a page as numbers, each [kQuantizedPageTokens][head_dim].
+struct KvHead {
+  std::vector<double> keys;
+  std::vector<double> values;
+};
+// Half floats of the same shape as quantize_kv rounds them.
+KvHead RoundKv(int bits, int head_dim, const uint16_t* keys, const uint16_t* values);
+// What a head's region of a quantized page means, read code by code.
+KvHead DequantizeKv(int bits, int head_dim, const uint8_t* head);
+// [num_heads * head_dim]; `position` is in the open page.
+std::vector<double> Attention(const QuantizedKv& kv, const AttentionShape& shape, int position,
+                              const float* query);
+
 }  // namespace quern::kernels::reference
 
 #endif  // QUERN_KERNELS_REFERENCE_REFERENCE_H_

@@ -91,6 +91,46 @@ void CountAttention(const KernelTable& table, int num_tokens) {
   });
 }
 
+// Whole pages as integers, and half a page that is being filled.
+void CountQuantizedAttention(const KernelTable& table, int bits) {
+  constexpr AttentionShape kShape{.num_heads = 9, .num_kv_heads = 3, .head_dim = 64};
+  constexpr int kNumPages = 4, kOpenTokens = kQuantizedPageTokens / 2, kWidth = 9 * 64;
+  const auto stride =
+      static_cast<int64_t>(table.quantized_head_bytes(bits, kShape.head_dim) * kShape.num_kv_heads);
+  std::vector<uint8_t> pages(kNumPages * stride);
+  std::vector<uint16_t> open(2 * kQuantizedPageTokens * kShape.num_kv_heads * kShape.head_dim);
+  const int32_t page_table[kNumPages] = {0, 1, 2, 3};
+  const QuantizedKv kv{.bits = bits,
+                       .pages = pages.data(),
+                       .page_table = page_table,
+                       .page_stride = stride,
+                       .open = {.keys = open.data(),
+                                .values = open.data() + open.size() / 2,
+                                .page_table = page_table,
+                                .page_tokens = kQuantizedPageTokens}};
+  const std::vector<float> query = RandomFloats(kWidth, 3);
+  for (int p = 0; p < kQuantizedPageTokens; ++p) {
+    table.store_kv(kv.open, kShape, p, query.data() + p, query.data() + 64 + p);
+  }
+  const std::string name = "kv of " + std::to_string(bits) + " bits";
+  Count("quantize " + name, [&] { table.quantize_kv(kv, kShape, 0, 0, kShape.num_kv_heads); });
+  for (int page = 1; page < kNumPages; ++page) {
+    table.quantize_kv(kv, kShape, page, 0, kShape.num_kv_heads);
+  }
+  std::vector<float> scratch(table.attention_scratch_floats(kShape)), out(query.size());
+  Count("attention, " + name, [&] {
+    table.attention_quantized(kv, kShape,
+                              {.queries = query.data(),
+                               .query_stride = kWidth,
+                               .first_position = kNumPages * kQuantizedPageTokens + kOpenTokens - 1,
+                               .num_tokens = 1,
+                               .head_end = kShape.num_heads,
+                               .out = out.data(),
+                               .out_stride = kWidth},
+                              scratch.data());
+  });
+}
+
 void CountElementwise(const KernelTable& table) {
   constexpr int kSize = 2048;
   std::vector<float> x = RandomFloats(kSize, 4), y(kSize);
@@ -116,6 +156,7 @@ int Run() {
   CountPacked(*table, 4, ActivationPrecision::kInt16, 1);
   for (const int num_tokens : {1, 6}) CountDense(*table, num_tokens);
   for (const int num_tokens : {1, 16}) CountAttention(*table, num_tokens);
+  for (const int bits : {4, 8}) CountQuantizedAttention(*table, bits);
   CountElementwise(*table);
   return 0;
 }

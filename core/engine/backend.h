@@ -5,6 +5,7 @@
 
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
+#include <absl/time/time.h>
 #include <absl/types/span.h>
 
 #include <cstdint>
@@ -20,13 +21,16 @@ struct BatchRun {
   absl::Span<const int32_t> tokens;  // in [0, vocab_size)
   int position = 0;                  // of tokens[0]; everything before it has its keys and values
   absl::Span<const int32_t> pages;   // of the sequence; they cover position + tokens.size()
-  int num_logits = 0;                // logits are wanted of the last `num_logits` tokens
+  // Of the sequence, in [0, max_sequences): what the model keeps for a sequence that runs. It holds
+  // what the steps since the last whole page have left there.
+  int slot = 0;
+  int num_logits = 0;  // logits are wanted of the last `num_logits` tokens
 };
 
 using Batch = std::vector<BatchRun>;
 
 struct BackendLimits {
-  int page_tokens = 0;
+  int page_tokens = 0;  // of a KV cache of half floats
   int64_t kv_cache_bytes = 0;
   int max_step_tokens = 0;  // tokens of a batch
   int max_logits = 0;       // rows of logits of a batch
@@ -42,12 +46,24 @@ class BackendModel {
   // vocab_size per wanted token in the batch's order; valid until the next Step.
   virtual absl::StatusOr<absl::Span<const float>> Step(const Batch& batch) = 0;
   virtual int num_pages() const = 0;
+  virtual int page_tokens() const = 0;
+  // Sequences that can have a slot: the limit's, or fewer when memory for the KV cache is short.
+  virtual int max_sequences() const = 0;
   virtual int64_t weight_bytes() const = 0;
   // Of these, what every step reads: all but an embedding that is not the head too.
   virtual int64_t step_weight_bytes() const = 0;
   // Of weight_bytes, what another model held already when this one was loaded: held once for both.
   virtual int64_t shared_weight_bytes() const = 0;
   virtual int64_t kv_bytes() const = 0;
+  // Of these, what a token of a whole page takes.
+  virtual int64_t kv_token_bytes() const = 0;
+  // The mean, over tokens behind the first page, of KL(with a KV cache of half floats || with this
+  // one), nats. Computes the beginning of `tokens` that it gets to in about `limit`, though at
+  // least something of the second page. Before any Step, on any thread. NaN when logits are not
+  // finite; FAILED_PRECONDITION when the cache is one of half floats, or there are no more tokens,
+  // or room for them, than one page.
+  virtual absl::StatusOr<double> MeasureKvDivergence(absl::Span<const int32_t> tokens,
+                                                     absl::Duration limit) = 0;
 };
 
 class Backend {

@@ -3,11 +3,17 @@
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <functional>
+#include <limits>
+#include <numeric>
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "core/engine/divergence.h"
 #include "core/engine/kernel_ops.h"
+#include "core/engine/kv_memory.h"
 #include "core/model/decoder.h"
 
 namespace quern {
@@ -30,48 +36,24 @@ class ReportingOps : public KernelOps {
   const std::function<void()>& on_block_;
 };
 
-// As many pages as the limit pays for, and no more than all sequences of a step can fill. Without
-// `storage`, whose size is `size_bytes`.
-absl::StatusOr<KvMemory> PlanKv(const ModelConfig& config, const BackendLimits& limits,
-                                int64_t* size_bytes) {
-  KvMemory kv;
-  kv.page_tokens = limits.page_tokens;
-  kv.run_elements = int64_t{limits.page_tokens} * config.kv_size();
-  kv.page_elements = 2 * kv.run_elements * config.num_hidden_layers;
-  const int64_t page_bytes = kv.page_elements * int64_t{sizeof(uint16_t)};
-  const int64_t context_pages =
-      (int64_t{config.max_position_embeddings} + limits.page_tokens - 1) / limits.page_tokens;
-  const int64_t num_pages =
-      std::min(limits.kv_cache_bytes / page_bytes, context_pages * limits.max_sequences);
-  if (num_pages < 1) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "kv_cache_bytes is ", limits.kv_cache_bytes, ", one page of ", limits.page_tokens,
-        " tokens of this model takes ", page_bytes, "; give the KV cache more memory"));
-  }
-  *size_bytes = num_pages * page_bytes;
-  return kv;
-}
-
-absl::StatusOr<KvMemory> AllocateKv(const ModelConfig& config, const BackendLimits& limits) {
-  int64_t size_bytes = 0;
-  ASSIGN_OR_RETURN(KvMemory kv, PlanKv(config, limits, &size_bytes));
-  ASSIGN_OR_RETURN(kv.storage, AlignedBuffer::Allocate(size_bytes, "the KV pages"));
-  return kv;
-}
-
 class CpuModel final : public BackendModel {
  public:
-  static absl::StatusOr<std::unique_ptr<BackendModel>> Load(
-      const ModelSource& source, const LoadOptions& options, const BackendLimits& limits,
-      const kernels::KernelTable& kernels, MatrixPool& matrices, ThreadPool* pool,
-      std::function<void()> on_block) {
+  static absl::StatusOr<std::unique_ptr<BackendModel>> Load(const ModelSource& source,
+                                                            const LoadOptions& options,
+                                                            const BackendLimits& limits,
+                                                            const kernels::KernelTable& kernels,
+                                                            MatrixPool& matrices, ThreadPool* pool,
+                                                            std::function<void()> on_block) {
     auto model = std::make_unique<CpuModel>(kernels, pool, std::move(on_block));
     RETURN_IF_ERROR(source.config().Validate());
     // Before the weights: it is quick to fail.
-    ASSIGN_OR_RETURN(model->kv_, AllocateKv(source.config(), limits));
+    ASSIGN_OR_RETURN(model->kv_,
+                     KvMemory::Allocate(source.config(), options.kv_cache_type, limits, kernels));
     ASSIGN_OR_RETURN(model->weights_, PrepackWeights(source, options.precision, kernels, matrices));
     ASSIGN_OR_RETURN(model->workspace_,
-                     Workspace::Allocate(model->weights_, kernels, limits, pool->num_threads()));
+                     Workspace::Allocate(model->weights_, kernels, limits, model->kv_.quantized(),
+                                         pool->num_threads()));
+    model->limits_ = limits;
     return model;
   }
 
@@ -79,15 +61,15 @@ class CpuModel final : public BackendModel {
       : kernels_(kernels), pool_(pool), on_block_(std::move(on_block)) {}
 
   absl::StatusOr<absl::Span<const float>> Step(const Batch& batch) override {
-    ReportingOps ops(on_block_, weights_, kernels_, kv_, *workspace_, *pool_, batch);
-    const FloatRows logits = RunDecoder(ops, weights_, weights_.config.num_hidden_layers);
-    return absl::MakeConstSpan(logits.data,
-                               workspace_->logit_rows.size() * weights_.config.vocab_size);
+    return Run(kv_, *pool_, batch);
   }
 
-  int num_pages() const override {
-    return static_cast<int>(kv_bytes() / (kv_.page_elements * int64_t{sizeof(uint16_t)}));
-  }
+  absl::StatusOr<double> MeasureKvDivergence(absl::Span<const int32_t> tokens,
+                                             absl::Duration limit) override;
+
+  int num_pages() const override { return static_cast<int>(kv_.num_pages); }
+  int page_tokens() const override { return kv_.page_tokens; }
+  int max_sequences() const override { return kv_.num_slots; }
   int64_t weight_bytes() const override { return weights_.size_bytes; }
   int64_t step_weight_bytes() const override {
     const auto embedding = static_cast<int64_t>(weights_.embedding.storage->size_bytes());
@@ -95,15 +77,77 @@ class CpuModel final : public BackendModel {
   }
   int64_t shared_weight_bytes() const override { return weights_.shared_bytes; }
   int64_t kv_bytes() const override { return static_cast<int64_t>(kv_.storage.size_bytes()); }
+  int64_t kv_token_bytes() const override { return kv_.token_bytes(); }
 
  private:
+  absl::Span<const float> Run(const KvMemory& kv, ThreadPool& pool, const Batch& batch) {
+    ReportingOps ops(on_block_, weights_, kernels_, kv, *workspace_, pool, batch);
+    const FloatRows logits = RunDecoder(ops, weights_, weights_.config.num_hidden_layers);
+    return absl::MakeConstSpan(logits.data,
+                               workspace_->logit_rows.size() * weights_.config.vocab_size);
+  }
+
   const kernels::KernelTable& kernels_;
   ThreadPool* const pool_;
   const std::function<void()> on_block_;
   KvMemory kv_;
   CpuWeights weights_;
+  BackendLimits limits_;
   std::unique_ptr<Workspace> workspace_;
 };
+
+absl::StatusOr<double> CpuModel::MeasureKvDivergence(absl::Span<const int32_t> tokens,
+                                                     absl::Duration limit) {
+  if (!kv_.quantized()) {
+    return absl::FailedPreconditionError("the KV cache is one of half floats already");
+  }
+  const int page_tokens = kv_.page_tokens;
+  ModelConfig config = weights_.config;
+  const int num_tokens =
+      static_cast<int>(std::min({static_cast<int64_t>(tokens.size()), kv_.num_pages * page_tokens,
+                                 int64_t{config.max_position_embeddings}}));
+  if (num_tokens <= page_tokens) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "there is room for ", num_tokens, " tokens, the first ", page_tokens, " are not affected"));
+  }
+  config.max_position_embeddings = num_tokens;
+  BackendLimits half_limits = limits_;
+  half_limits.page_tokens = page_tokens;
+  half_limits.max_sequences = 1;
+  half_limits.kv_cache_bytes = std::numeric_limits<int64_t>::max();
+  ASSIGN_OR_RETURN(const KvMemory half,
+                   KvMemory::Allocate(config, KvCacheType::kFloat16, half_limits, kernels_));
+  std::vector<int32_t> pages((num_tokens + page_tokens - 1) / page_tokens);
+  std::iota(pages.begin(), pages.end(), 0);
+  // Not the engine's, which runs regions for other models meanwhile.
+  ThreadPool pool(pool_->num_threads());
+  const auto start = std::chrono::steady_clock::now();
+  const int chunk = std::min({page_tokens, limits_.max_step_tokens, limits_.max_logits});
+  const auto vocab_size = static_cast<size_t>(config.vocab_size);
+  std::vector<float> wanted;
+  double sum = 0;
+  int64_t num_scored = 0;
+  for (int position = 0; position < num_tokens; position += chunk) {
+    if (num_scored > 0 && std::chrono::steady_clock::now() - start > absl::ToChronoSeconds(limit)) {
+      break;
+    }
+    const int count = std::min(chunk, num_tokens - position);
+    const Batch batch = {{.tokens = tokens.subspan(position, count),
+                          .position = position,
+                          .pages = pages,
+                          .num_logits = std::clamp(position + count - page_tokens, 0, count)}};
+    const absl::Span<const float> half_logits = Run(half, pool, batch);
+    wanted.assign(half_logits.begin(), half_logits.end());
+    const absl::Span<const float> logits = Run(kv_, pool, batch);
+    for (size_t row = 0; row < logits.size(); row += vocab_size, ++num_scored) {
+      const auto p = absl::MakeConstSpan(wanted).subspan(row, vocab_size);
+      const auto q = logits.subspan(row, vocab_size);
+      sum += KlDivergence(p, LogSumExp(p), q, LogSumExp(q));
+    }
+  }
+  // Rounding can leave a sum of equal distributions a hair below 0.
+  return std::isnan(sum) ? sum : std::max(0.0, sum / static_cast<double>(num_scored));
+}
 
 class CpuBackend final : public Backend {
  public:
@@ -119,10 +163,13 @@ class CpuBackend final : public Backend {
                                          const BackendLimits& limits) const override {
     ModelMemory memory;
     RETURN_IF_ERROR(source.config().Validate());
-    RETURN_IF_ERROR(PlanKv(source.config(), limits, &memory.kv_bytes).status());
+    ASSIGN_OR_RETURN(const KvMemory kv,
+                     KvMemory::Plan(source.config(), options.kv_cache_type, limits, kernels_));
+    memory.kv_bytes = kv.size_bytes();
     ASSIGN_OR_RETURN(const CpuWeights weights, PlanWeights(source, options.precision, kernels_));
     memory.weight_bytes = weights.size_bytes;
-    memory.workspace_bytes = Workspace::SizeBytes(weights, kernels_, limits, pool_->num_threads());
+    memory.workspace_bytes =
+        Workspace::SizeBytes(weights, kernels_, limits, kv.quantized(), pool_->num_threads());
     return memory;
   }
   absl::string_view name() const override { return kernels_.name; }

@@ -1,6 +1,7 @@
 #include "core/engine/engine.h"
 
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
 
 #include <algorithm>
 #include <atomic>
@@ -163,9 +164,15 @@ absl::StatusOr<ModelHandle> EngineImpl::Load(const ModelSource& source,
                                              const LoadOptions& options) {
   ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> model,
                    ServedModel::Load(source, options, options_, backend_.get(), &pool_, clock_));
-  LOG(INFO) << "model loaded type=" << model->info().config.model_type
-            << " weight_bytes=" << model->info().weight_bytes
-            << " kv_bytes=" << model->info().kv_bytes << " kernels=" << model->info().kernel;
+  const ModelInfo& info = model->info();
+  LOG(INFO) << "model loaded type=" << info.config.model_type
+            << " weight_bytes=" << info.weight_bytes << " kv_bytes=" << info.kv_bytes
+            << " kv_cache=" << KvCacheTypeName(info.kv_cache_type)
+            << " kv_token_bytes=" << info.kv_token_bytes
+            << (info.kv_cache_kl.has_value()
+                    ? absl::StrFormat(" kv_cache_kl=%.3g", *info.kv_cache_kl)
+                    : "")
+            << " kernels=" << info.kernel;
   MutexLock lock(&models_mutex_);
   const ModelHandle handle = next_handle_++;
   queue_.PushLoaded(model.get());

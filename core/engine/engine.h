@@ -28,7 +28,8 @@ namespace quern {
 struct EngineOptions {
   // Threads of a step, the engine's own among them. Operators set it to the cores they grant.
   int num_threads = 1;
-  // Slots (tokens) of one KV page.
+  // Slots (tokens) of one KV page of half floats; quantized ones have
+  // kernels::kQuantizedPageTokens.
   int page_tokens = 16;
   // Memory for KV pages of each model; requests wait for free pages beyond it. A model whose
   // whole context does not fit is served with the context that does; see ModelInfo.
@@ -171,8 +172,13 @@ struct ModelInfo {
   int64_t step_weight_bytes = 0;  // of these, what every step reads
   // Of weight_bytes, what another model held already when this one was loaded: held once for both.
   int64_t shared_weight_bytes = 0;
-  int64_t kv_bytes = 0;  // pages reserved for it
-  std::string kernel;    // name of the table
+  int64_t kv_bytes = 0;        // reserved for its KV cache
+  int64_t kv_token_bytes = 0;  // of these, what a token takes
+  KvCacheType kv_cache_type = KvCacheType::kFloat16;
+  // What the KV cache's rounding costs, measured at load on a short text: the mean of KL(KV cache
+  // of half floats || this one), nats. Unset for half floats, and when it could not be measured.
+  std::optional<double> kv_cache_kl;
+  std::string kernel;  // name of the table
   ChatFormat chat_format = ChatFormat::kNone;
 };
 
@@ -220,7 +226,8 @@ class Engine {
 
   // Prepacks the weights for this CPU and reserves pages, on the calling thread: what runs goes on
   // meanwhile. Seconds. RESOURCE_EXHAUSTED when there is no memory, or `kv_cache_bytes` is less
-  // than one page; DATA_LOSS when a weight is not finite.
+  // than one page (and, quantized, one that is being filled); DATA_LOSS when a weight is not
+  // finite.
   virtual absl::StatusOr<ModelHandle> Load(const ModelSource& source,
                                            const LoadOptions& options) = 0;
   absl::StatusOr<ModelHandle> Load(const ModelSource& source) { return Load(source, {}); }

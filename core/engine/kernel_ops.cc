@@ -106,12 +106,19 @@ std::array<WorkspacePart, 11> PartsOf(Workspace& workspace, const ModelConfig& c
   }};
 }
 
+// Half floats of a step's keys, and of its values, which a quantized cache needs.
+int64_t StepHalves(const ModelConfig& config, const BackendLimits& limits, bool quantized_kv) {
+  return quantized_kv ? int64_t{limits.max_step_tokens} * config.kv_size() : 0;
+}
+
 }  // namespace
 
 int64_t Workspace::SizeBytes(const CpuWeights& weights, const kernels::KernelTable& kernels,
-                             const BackendLimits& limits, int num_threads) {
+                             const BackendLimits& limits, bool quantized_kv, int num_threads) {
   Workspace workspace;
-  int64_t bytes = static_cast<int64_t>(ActivationBytes(weights, kernels, limits));
+  int64_t bytes =
+      RoundUp(static_cast<int64_t>(ActivationBytes(weights, kernels, limits)), kAlignment) +
+      2 * StepHalves(weights.config, limits, quantized_kv) * int64_t{sizeof(uint16_t)};
   for (const WorkspacePart& part :
        PartsOf(workspace, weights.config, kernels, limits, num_threads)) {
     bytes += part.size_bytes();
@@ -122,18 +129,24 @@ int64_t Workspace::SizeBytes(const CpuWeights& weights, const kernels::KernelTab
 absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Allocate(const CpuWeights& weights,
                                                                const kernels::KernelTable& kernels,
                                                                const BackendLimits& limits,
-                                                               int num_threads) {
+                                                               bool quantized_kv, int num_threads) {
   const ModelConfig& config = weights.config;
   auto workspace = std::make_unique<Workspace>();
-  ASSIGN_OR_RETURN(workspace->memory_,
-                   AlignedBuffer::Allocate(SizeBytes(weights, kernels, limits, num_threads),
-                                           "the buffers of a step"));
+  ASSIGN_OR_RETURN(workspace->memory_, AlignedBuffer::Allocate(SizeBytes(weights, kernels, limits,
+                                                                         quantized_kv, num_threads),
+                                                               "the buffers of a step"));
   uint8_t* next = workspace->memory_.data();
   for (const WorkspacePart& part : PartsOf(*workspace, config, kernels, limits, num_threads)) {
     *part.rows = {reinterpret_cast<float*>(next), part.stride};
     next += part.size_bytes();
   }
   workspace->activations = next;
+  next += RoundUp(static_cast<int64_t>(ActivationBytes(weights, kernels, limits)), kAlignment);
+  workspace->step_keys = reinterpret_cast<uint16_t*>(next);
+  workspace->step_values = workspace->step_keys + StepHalves(config, limits, quantized_kv);
+  workspace->max_step_tokens = limits.max_step_tokens;
+  workspace->closing.reserve(limits.max_step_tokens);
+  workspace->carried.reserve(limits.max_sequences);
   workspace->tokens.reserve(limits.max_step_tokens);
   workspace->logit_rows.reserve(limits.max_logits);
   workspace->attention_units.reserve(limits.max_step_tokens * config.num_attention_heads);
@@ -154,14 +167,19 @@ KernelOps::KernelOps(const CpuWeights& weights, const kernels::KernelTable& kern
   workspace_.logit_rows.clear();
   for (const BatchRun& run : batch) {
     const int count = static_cast<int>(run.tokens.size());
+    const auto first = static_cast<int32_t>(workspace_.tokens.size());
     for (int i = 0; i < count; ++i) {
       if (i >= count - run.num_logits) {
         workspace_.logit_rows.push_back(static_cast<int32_t>(workspace_.tokens.size()));
       }
-      workspace_.tokens.push_back(
-          {.id = run.tokens[i], .position = run.position + i, .pages = run.pages.data()});
+      workspace_.tokens.push_back({.id = run.tokens[i],
+                                   .position = run.position + i,
+                                   .pages = run.pages.data(),
+                                   .slot = run.slot,
+                                   .first = first});
     }
   }
+  if (kv_.quantized()) PlanPages();
   PlanAttention();
 }
 
@@ -210,6 +228,15 @@ KernelOps::Qkv KernelOps::ProjectQkv(int, const CpuBlock& block, FloatRows x) {
 }
 
 FloatRows KernelOps::Attend(int layer, Qkv qkv) {
+  if (kv_.quantized()) {
+    AttendQuantized(layer, qkv);
+  } else {
+    AttendHalf(layer, qkv);
+  }
+  return workspace_.attention;
+}
+
+void KernelOps::AttendHalf(int layer, const Qkv& qkv) {
   const int64_t grain = Grain(2 * weights_.config.kv_size(), kMinElements);
   pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -218,7 +245,43 @@ FloatRows KernelOps::Attend(int layer, Qkv qkv) {
                         qkv.v.row(t));
     }
   });
+  ForEachAttentionUnit(qkv, [&](int64_t token, const kernels::AttentionQuery& query,
+                                float* scratch) {
+    kernels_.attention(LayerPages(layer, workspace_.tokens[token].pages), shape_, query, scratch);
+  });
+}
 
+void KernelOps::AttendQuantized(int layer, const Qkv& qkv) {
+  const int64_t grain = Grain(2 * weights_.config.kv_size(), kMinElements);
+  pool_.ParallelFor(num_tokens_, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      kernels_.store_kv(OpenPage(layer, t), shape_, workspace_.tokens[t].position % kv_.page_tokens,
+                        qkv.k.row(t), qkv.v.row(t));
+    }
+  });
+  // Pages that are whole now, for the tokens behind them.
+  const auto num_closing = static_cast<int64_t>(workspace_.closing.size());
+  pool_.ParallelFor(num_closing * shape_.num_kv_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = workspace_.closing[i / shape_.num_kv_heads];
+      const int head = static_cast<int>(i % shape_.num_kv_heads);
+      kernels_.quantize_kv(QuantizedPages(layer, token), shape_,
+                           workspace_.tokens[token].position / kv_.page_tokens, head, head + 1);
+    }
+  });
+  ForEachAttentionUnit(
+      qkv, [&](int64_t token, const kernels::AttentionQuery& query, float* scratch) {
+        kernels_.attention_quantized(QuantizedPages(layer, token), shape_, query, scratch);
+      });
+  // The next step finds the open pages in their slots.
+  const auto num_carried = static_cast<int64_t>(workspace_.carried.size());
+  pool_.ParallelFor(num_carried, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) CarryOpenPage(layer, workspace_.carried[i]);
+  });
+}
+
+template <typename AttendUnit>
+void KernelOps::ForEachAttentionUnit(const Qkv& qkv, const AttendUnit& attend) {
   // Two products an element.
   int64_t positions = 0;
   for (const Workspace::Token& token : workspace_.tokens) positions += token.position + 1;
@@ -230,21 +293,19 @@ FloatRows KernelOps::Attend(int layer, Qkv qkv) {
       const int32_t first = thread == 0 ? 0 : workspace_.attention_ends[thread - 1];
       for (int32_t i = first; i < workspace_.attention_ends[thread]; ++i) {
         const Workspace::AttentionUnit& unit = workspace_.attention_units[i];
-        const Workspace::Token& token = workspace_.tokens[unit.first_token];
-        kernels_.attention(LayerPages(layer, token.pages), shape_,
-                           {.queries = qkv.q.row(unit.first_token),
-                            .query_stride = qkv.q.stride,
-                            .first_position = token.position,
-                            .num_tokens = unit.num_tokens,
-                            .head_begin = unit.head_begin,
-                            .head_end = unit.head_end,
-                            .out = workspace_.attention.row(unit.first_token),
-                            .out_stride = workspace_.attention.stride},
-                           workspace_.attention_scratch.row(thread));
+        attend(unit.first_token,
+               {.queries = qkv.q.row(unit.first_token),
+                .query_stride = qkv.q.stride,
+                .first_position = workspace_.tokens[unit.first_token].position,
+                .num_tokens = unit.num_tokens,
+                .head_begin = unit.head_begin,
+                .head_end = unit.head_end,
+                .out = workspace_.attention.row(unit.first_token),
+                .out_stride = workspace_.attention.stride},
+               workspace_.attention_scratch.row(thread));
       }
     }
   });
-  return workspace_.attention;
 }
 
 FloatRows KernelOps::AddAttentionOutput(const CpuBlock& block, FloatRows residual,
@@ -303,7 +364,8 @@ void KernelOps::PlanAttention() {
     int32_t count = 1;
     while (count < kAttentionTokens && t + count < num_tokens_ &&
            tokens[t + count].pages == tokens[t].pages &&
-           tokens[t + count].position == tokens[t].position + count) {
+           tokens[t + count].position == tokens[t].position + count &&
+           (!kv_.quantized() || tokens[t + count].position % kv_.page_tokens != 0)) {
       ++count;
     }
     for (int head = 0; head < shape_.num_heads; head += heads) {
@@ -327,12 +389,71 @@ void KernelOps::PlanAttention() {
 }
 
 kernels::PagedKv KernelOps::LayerPages(int layer, const int32_t* pages) const {
-  auto* keys = kv_.storage.as<uint16_t>() + layer * 2 * kv_.run_elements;
+  uint16_t* keys = kv_.keys(layer);
   return {.keys = keys,
           .values = keys + kv_.run_elements,
           .page_table = pages,
-          .page_stride = kv_.page_elements,
+          .page_stride = kv_.page_bytes / int64_t{sizeof(uint16_t)},
           .page_tokens = kv_.page_tokens};
+}
+
+void KernelOps::PlanPages() {
+  workspace_.closing.clear();
+  workspace_.carried.clear();
+  for (int32_t t = 0; t < num_tokens_; ++t) {
+    const Workspace::Token& token = workspace_.tokens[t];
+    const bool last = t + 1 == num_tokens_ || workspace_.tokens[t + 1].first != token.first;
+    if (token.position % kv_.page_tokens == kv_.page_tokens - 1) {
+      workspace_.closing.push_back(t);
+    } else if (last && IsBehindFirstPage(t)) {
+      workspace_.carried.push_back(t);
+    }
+  }
+}
+
+bool KernelOps::IsBehindFirstPage(int64_t token) const {
+  const Workspace::Token& last = workspace_.tokens[token];
+  return last.position / kv_.page_tokens !=
+         workspace_.tokens[last.first].position / kv_.page_tokens;
+}
+
+kernels::PagedKv KernelOps::OpenPage(int layer, int64_t token) const {
+  static constexpr int32_t kOnePage = 0;
+  const Workspace::Token& at = workspace_.tokens[token];
+  kernels::PagedKv page{.page_table = &kOnePage};
+  if (IsBehindFirstPage(token)) {
+    // The page begins in this step.
+    const int64_t offset = (token - at.position % kv_.page_tokens) * shape_.head_dim;
+    page.keys = workspace_.step_keys + offset;
+    page.values = workspace_.step_values + offset;
+    page.page_tokens = workspace_.max_step_tokens;
+  } else {
+    page.keys = kv_.slot_keys(at.slot, layer);
+    page.values = page.keys + kv_.run_elements;
+    page.page_tokens = kv_.page_tokens;
+  }
+  return page;
+}
+
+kernels::QuantizedKv KernelOps::QuantizedPages(int layer, int64_t token) const {
+  return {.bits = kv_.bits,
+          .pages = kv_.storage.data() + layer * kv_.layer_bytes,
+          .page_table = workspace_.tokens[token].pages,
+          .page_stride = kv_.page_bytes,
+          .open = OpenPage(layer, token)};
+}
+
+void KernelOps::CarryOpenPage(int layer, int64_t token) {
+  const Workspace::Token& last = workspace_.tokens[token];
+  const kernels::PagedKv from = OpenPage(layer, token);
+  uint16_t* keys = kv_.slot_keys(last.slot, layer);
+  const int64_t count = int64_t{last.position % kv_.page_tokens + 1} * shape_.head_dim;
+  for (int head = 0; head < shape_.num_kv_heads; ++head) {
+    const int64_t source = int64_t{head} * from.page_tokens * shape_.head_dim;
+    const int64_t target = int64_t{head} * kv_.page_tokens * shape_.head_dim;
+    std::copy_n(from.keys + source, count, keys + target);
+    std::copy_n(from.values + source, count, keys + kv_.run_elements + target);
+  }
 }
 
 void KernelOps::QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols,

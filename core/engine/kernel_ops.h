@@ -14,6 +14,7 @@
 #include "core/base/thread_pool.h"
 #include "core/engine/aligned_buffer.h"
 #include "core/engine/backend.h"
+#include "core/engine/kv_memory.h"
 #include "core/engine/prepack.h"
 #include "kernels/kernels.h"
 
@@ -31,12 +32,12 @@ class Workspace {
  public:
   // What Allocate takes; data of `weights` is not read.
   static int64_t SizeBytes(const CpuWeights& weights, const kernels::KernelTable& kernels,
-                           const BackendLimits& limits, int num_threads);
+                           const BackendLimits& limits, bool quantized_kv, int num_threads);
   // RESOURCE_EXHAUSTED when there is no memory.
   static absl::StatusOr<std::unique_ptr<Workspace>> Allocate(const CpuWeights& weights,
                                                              const kernels::KernelTable& kernels,
                                                              const BackendLimits& limits,
-                                                             int num_threads);
+                                                             bool quantized_kv, int num_threads);
 
   FloatRows hidden;                // [max_step_tokens, hidden_size], the residual stream
   FloatRows normed;                // [max_step_tokens, hidden_size]
@@ -54,12 +55,14 @@ class Workspace {
     int32_t id = 0;
     int32_t position = 0;
     const int32_t* pages = nullptr;
+    int32_t slot = 0;
+    int32_t first = 0;  // of its sequence in the step
   };
   std::vector<Token> tokens;
   std::vector<int32_t> logit_rows;  // tokens whose logits are wanted
 
-  // Consecutive tokens of one sequence and heads that share a key/value head: what one call of the
-  // attention kernel takes.
+  // Consecutive tokens of one sequence (and page, when the KV cache is quantized) and heads that
+  // share a key/value head: what one call of the attention kernel takes.
   struct AttentionUnit {
     int32_t first_token = 0;
     int32_t num_tokens = 0;
@@ -70,16 +73,16 @@ class Workspace {
   // Thread i takes the units from the end of thread i - 1 up to this.
   std::vector<int32_t> attention_ends;
 
+  // With a quantized KV cache. Keys and values of one layer, [num_key_value_heads][max_step_tokens]
+  // [head_dim]: of the pages that begin in the step, apart from a sequence's first.
+  uint16_t* step_keys = nullptr;
+  uint16_t* step_values = nullptr;
+  int max_step_tokens = 0;
+  std::vector<int32_t> closing;  // tokens that are the last of a page
+  std::vector<int32_t> carried;  // last tokens of sequences whose open page is in step_keys
+
  private:
   AlignedBuffer memory_;
-};
-
-// Pages of keys and values: [page][layer][keys, values][page_tokens, kv_size] half floats.
-struct KvMemory {
-  AlignedBuffer storage;
-  int page_tokens = 0;
-  int64_t run_elements = 0;   // page_tokens * kv_size
-  int64_t page_elements = 0;  // num_hidden_layers * 2 * run_elements
 };
 
 // One step. Satisfies DecoderOps.
@@ -110,9 +113,23 @@ class KernelOps {
     FloatRows y;
   };
 
+  // Finds what becomes of open pages in the step.
+  void PlanPages();
   // Cuts the step's attention into units and shares them out.
   void PlanAttention();
+  void AttendHalf(int layer, const Qkv& qkv);
+  void AttendQuantized(int layer, const Qkv& qkv);
+  // Calls attend(first token, query, scratch) for every unit, shared out.
+  template <typename AttendUnit>
+  void ForEachAttentionUnit(const Qkv& qkv, const AttendUnit& attend);
   kernels::PagedKv LayerPages(int layer, const int32_t* pages) const;
+  kernels::QuantizedKv QuantizedPages(int layer, int64_t token) const;
+  // Where the open page of a token is: in its sequence's slot, or in the step's rows.
+  kernels::PagedKv OpenPage(int layer, int64_t token) const;
+  // Whether the token's page is another than that of its sequence's first token of the step.
+  bool IsBehindFirstPage(int64_t token) const;
+  // Copies the token's open page, up to it, from the step's rows to the slot.
+  void CarryOpenPage(int layer, int64_t token);
   // Rounds rows [begin, end) of x, [num_rows, cols], into workspace.activations.
   void QuantizeRows(FloatRows x, int64_t begin, int64_t end, int cols, const InputForm& form);
   // normed[i] = RMSNorm of x's row rows(i), in `form` too.

@@ -10,7 +10,7 @@
 
 namespace quern {
 
-KvPagePool::KvPagePool(int num_pages, int page_tokens)
+KvPagePool::KvPagePool(int num_pages, int page_tokens, int num_slots)
     : num_pages_(num_pages),
       page_tokens_(page_tokens),
       pages_(num_pages),
@@ -20,6 +20,8 @@ KvPagePool::KvPagePool(int num_pages, int page_tokens)
   published_.reserve(num_pages);
   free_.reserve(num_pages);
   for (int page = num_pages - 1; page >= 0; --page) free_.push_back(page);
+  free_slots_.reserve(num_slots);
+  for (int slot = num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
 }
 
 size_t KvPagePool::Hash::operator()(const Key& key) const {
@@ -108,8 +110,13 @@ int PageLease::TakeCached(absl::Span<const int32_t> tokens) {
 
 bool PageLease::GrowTo(int num_pages) {
   const int missing = num_pages - size();
-  if (missing <= 0) return true;
+  if (missing <= 0 && slot_ >= 0) return true;
   if (missing > pool_->num_free()) return false;
+  if (slot_ < 0) {
+    if (pool_->free_slots_.empty()) return false;
+    slot_ = pool_->free_slots_.back();
+    pool_->free_slots_.pop_back();
+  }
   for (int i = 0; i < missing; ++i) pages_.push_back(pool_->Take());
   return true;
 }
@@ -130,6 +137,8 @@ void PageLease::Release() {
   // The last first, so that it is forgotten before those without which it cannot be found.
   for (auto page = pages_.rbegin(); page != pages_.rend(); ++page) pool_->Drop(*page);
   pages_.clear();
+  if (slot_ >= 0) pool_->free_slots_.push_back(slot_);
+  slot_ = -1;
   num_published_ = 0;
   chain_ = prefix_root_;
 }

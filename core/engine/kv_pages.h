@@ -22,7 +22,8 @@ namespace quern {
 // Thread-compatible: the engine thread's alone.
 class KvPagePool {
  public:
-  KvPagePool(int num_pages, int page_tokens);
+  // `num_slots`: how many leases can have pages at once; each has a slot of its own meanwhile.
+  KvPagePool(int num_pages, int page_tokens, int num_slots);
   KvPagePool(const KvPagePool&) = delete;
   KvPagePool& operator=(const KvPagePool&) = delete;
 
@@ -87,6 +88,7 @@ class KvPagePool {
   // A stack: the page freed last, likely still in a cache, is taken first; at the start the lowest,
   // so that an engine with little to do touches little memory.
   std::vector<int32_t> free_;
+  std::vector<int> free_slots_;  // a stack too
   absl::flat_hash_set<int32_t, Hash, Equal> published_;
   // Published pages that nobody holds, from the one idle for longest.
   int32_t oldest_idle_ = -1;
@@ -113,19 +115,23 @@ class PageLease {
   // While it has no pages: takes those that hold the beginning of `tokens` already, though never
   // all of them, since the last token's logits are to be computed. Returns how many tokens that is.
   int TakeCached(absl::Span<const int32_t> tokens);
-  // Grows to `num_pages`; false, with nothing taken, when the pool has too few.
+  // Grows to `num_pages`; false, with nothing taken, when the pool has too few, or no slot for one
+  // that has none yet.
   bool GrowTo(int num_pages);
   // Publishes the whole pages of `tokens`, of which the keys and values are there.
   void Publish(absl::Span<const int32_t> tokens);
   // Returns all pages.
   void Release();
   absl::Span<const int32_t> pages() const { return pages_; }
+  // The backend's BatchRun::slot; -1 before GrowTo.
+  int slot() const { return slot_; }
   int size() const { return static_cast<int>(pages_.size()); }
 
  private:
   KvPagePool* const pool_;
   const uint64_t prefix_root_;
   std::vector<int32_t> pages_;
+  int slot_ = -1;
   int num_published_ = 0;  // leading pages that are published, or equal to one that is
   uint64_t chain_;         // of the last of them
 };

@@ -141,6 +141,26 @@ class CheckpointSource final : public ModelSource {
 
 }  // namespace
 
+absl::string_view KvCacheTypeName(KvCacheType type) {
+  switch (type) {
+    case KvCacheType::kFloat16:
+      return "float16";
+    case KvCacheType::kInt8:
+      return "int8";
+    case KvCacheType::kInt4:
+      return "int4";
+  }
+  return "";
+}
+
+absl::StatusOr<KvCacheType> ParseKvCacheType(absl::string_view name) {
+  for (const KvCacheType type : {KvCacheType::kFloat16, KvCacheType::kInt8, KvCacheType::kInt4}) {
+    if (KvCacheTypeName(type) == name) return type;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", name, "' is no type of the KV cache, wanted float16, int8 or int4"));
+}
+
 std::unique_ptr<ModelSource> MakeModelSource(std::shared_ptr<const PackedModel> model) {
   return std::make_unique<PackedSource>(std::move(model));
 }

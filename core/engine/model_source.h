@@ -34,6 +34,15 @@ enum class Precision {
            // yardstick
 };
 
+// What keys and values are kept as. kInt8 and kInt4 keep whole pages as integers with scales for
+// groups of each head, and the page that a sequence is filling in half floats
+// (kernels::QuantizedKv): docs/performance.md, KV cache.
+enum class KvCacheType { kFloat16, kInt8, kInt4 };
+// "float16", "int8", "int4".
+absl::string_view KvCacheTypeName(KvCacheType type);
+// INVALID_ARGUMENT when it is no such name.
+absl::StatusOr<KvCacheType> ParseKvCacheType(absl::string_view name);
+
 class ModelSource;
 
 // Speculative decoding: the next tokens are guessed and computed in one step. Answers are the same;
@@ -50,6 +59,7 @@ inline constexpr int kMaxGuesses = 7;
 
 struct LoadOptions {
   Precision precision = Precision::kMixed;
+  KvCacheType kv_cache_type = KvCacheType::kFloat16;
   SpeculationOptions speculation;
 };
 

@@ -3,6 +3,7 @@
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <optional>
 #include <utility>
@@ -67,6 +68,48 @@ GenerationResult MakeResult(const Sequence& sequence, FinishReason reason, absl:
           .total_duration = now - sequence.submit_time};
 }
 
+// What the cost of a quantized KV cache is measured on, and for how long, about.
+constexpr absl::string_view kMeasuredText =
+    "The lighthouse at the end of the pier was built in 1873, after three ships had been lost on "
+    "the rocks in a single winter. Its keeper, a quiet man from the north, wrote down the weather "
+    "twice a day: the wind, the height of the sea, and whatever passed by. On the ninth of "
+    "November he noted a ship with two masts, 14 miles out, that did not answer his signal. The "
+    "next morning it was gone. Years later his daughter found the notebooks in a wooden chest and "
+    "began to compare them with the lists of the harbour office. Most of the names agreed, but "
+    "the ship of that November was nowhere to be found. She asked the old sailors in the town. "
+    "One of them remembered a story about a cargo of glass, another said that no captain would "
+    "have come so close to the rocks without a reason. If the wind had turned at midnight, she "
+    "thought, the ship could have reached the bay behind the island; it would have taken about "
+    "five hours. So she hired a boat, and a boy who knew the currents, and on a calm day in June "
+    "they rowed across. What they saw there, half buried in the sand, explained everything that "
+    "her father had written: the two lights, the bell, and the line he had crossed out.";
+constexpr absl::Duration kMeasuringTime = absl::Seconds(2);
+constexpr int kMeasuredTokens = 320;
+
+// What the KV cache's rounding costs; unset when it cannot be measured, which is no reason not to
+// serve the model.
+absl::StatusOr<std::optional<double>> MeasureKvCost(BackendModel& model, const Tokenizer* tokenizer,
+                                                    const ModelConfig& config) {
+  std::vector<int32_t> tokens;
+  if (tokenizer != nullptr) {
+    ASSIGN_OR_RETURN(tokens, tokenizer->Encode(kMeasuredText, {.add_special_tokens = true,
+                                                               .parse_special_tokens = false}));
+  }
+  // A tokenizer may hold ids that the model does not have.
+  std::erase_if(tokens, [&](int32_t id) { return id < 0 || id >= config.vocab_size; });
+  uint32_t state = 1;
+  while (tokens.size() < kMeasuredTokens) {
+    state = state * 1664525u + 1013904223u;
+    tokens.push_back(static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(config.vocab_size)));
+  }
+  tokens.resize(kMeasuredTokens);
+  const absl::StatusOr<double> divergence = model.MeasureKvDivergence(tokens, kMeasuringTime);
+  if (divergence.ok() && std::isfinite(*divergence)) return *divergence;
+  LOG(WARNING) << "cost of the KV cache's rounding not measured reason="
+               << (divergence.ok() ? "logits that are not finite" : divergence.status().message());
+  return std::nullopt;
+}
+
 }  // namespace
 
 BackendLimits LimitsOf(const EngineOptions& options) {
@@ -93,11 +136,13 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
   ModelInfo info;
   info.config = source.config();
   info.max_context_tokens = static_cast<int>(std::min<int64_t>(
-      int64_t{model->num_pages()} * options.page_tokens, info.config.max_position_embeddings));
+      int64_t{model->num_pages()} * model->page_tokens(), info.config.max_position_embeddings));
   info.weight_bytes = model->weight_bytes();
   info.step_weight_bytes = model->step_weight_bytes();
   info.shared_weight_bytes = model->shared_weight_bytes();
   info.kv_bytes = model->kv_bytes();
+  info.kv_token_bytes = model->kv_token_bytes();
+  info.kv_cache_type = load_options.kv_cache_type;
   info.kernel = std::string(backend->name());
   if (tokenizer != nullptr) {
     info.chat_format = RecognizeChatFormat(source.chat_template(), *tokenizer);
@@ -106,10 +151,17 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ModelSource
     LOG(WARNING) << "context limited by kv_cache_bytes tokens=" << info.max_context_tokens
                  << " of=" << info.config.max_position_embeddings;
   }
+  if (model->max_sequences() < options.max_sequences) {
+    LOG(WARNING) << "concurrency limited by kv_cache_bytes sequences=" << model->max_sequences()
+                 << " of=" << options.max_sequences;
+  }
+  if (load_options.kv_cache_type != KvCacheType::kFloat16) {
+    ASSIGN_OR_RETURN(info.kv_cache_kl, MeasureKvCost(*model, tokenizer.get(), info.config));
+  }
   const SchedulerLimits limits{.max_step_tokens = options.max_step_tokens,
-                               .max_sequences = options.max_sequences,
+                               .max_sequences = model->max_sequences(),
                                .max_logits = backend_limits.max_logits,
-                               .page_tokens = options.page_tokens};
+                               .page_tokens = model->page_tokens()};
   std::unique_ptr<ServedModel> served(new ServedModel(std::move(info), std::move(tokenizer),
                                                       source.chat_template(), std::move(model),
                                                       limits, options.prefix_cache, pool, clock));
@@ -163,7 +215,7 @@ ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokeni
       clock_(clock),
       prefix_cache_(prefix_cache),
       model_(std::move(model)),
-      pages_(model_->num_pages(), limits.page_tokens),
+      pages_(model_->num_pages(), limits.page_tokens, limits.max_sequences),
       scheduler_(limits, &pages_),
       scratch_(pool->num_threads()) {
   for (SamplerScratch& scratch : scratch_) {
@@ -316,6 +368,7 @@ ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& pl
                                           .subspan(sequence.num_computed, run.num_tokens),
                       .position = sequence.num_computed,
                       .pages = sequence.pages.pages(),
+                      .slot = sequence.pages.slot(),
                       .num_logits = run.num_logits});
     report.num_tokens += run.num_tokens;
   }
@@ -371,6 +424,12 @@ void ServedModel::DraftGuesses() {
                       ? sequence->request.max_output_tokens - sequence->num_output_tokens() - 1
                       : max_guesses_,
                   info_.max_context_tokens - sequence->num_tokens()});
+    if (info_.kv_cache_type != KvCacheType::kFloat16) {
+      // A page is rounded when the next one is begun, which only a token that stays may do.
+      const int page_tokens = model_->page_tokens();
+      sequence->max_guesses =
+          std::min(sequence->max_guesses, page_tokens - 1 - sequence->num_computed % page_tokens);
+    }
     if (sequence->max_guesses > 0) sequence->draft.assign(1, sequence->tokens.back());
     return sequence->max_guesses <= 0;
   });

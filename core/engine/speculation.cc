@@ -57,7 +57,7 @@ class ModelDrafter final : public Drafter {
         max_context_tokens_(max_context_tokens),
         guess_(std::move(guess)),
         model_(std::move(model)),
-        pages_(model_->num_pages(), limits.page_tokens) {
+        pages_(model_->num_pages(), model_->page_tokens(), model_->max_sequences()) {
     batch_.reserve(limits.max_sequences);
     drafting_.reserve(limits.max_sequences);
   }
@@ -126,6 +126,7 @@ class ModelDrafter final : public Drafter {
       batch_.push_back({.tokens = tokens,
                         .position = sequence.num_draft_computed,
                         .pages = sequence.draft_pages->pages(),
+                        .slot = sequence.draft_pages->slot(),
                         .num_logits = through ? 1 : 0});
     }
     const absl::StatusOr<absl::Span<const float>> logits = model_->Step(batch_);

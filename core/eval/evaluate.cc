@@ -7,18 +7,12 @@
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "core/engine/divergence.h"
 
 namespace quern {
 namespace {
 
 // log(sum(exp(logits))).
-double LogSumExp(absl::Span<const float> logits) {
-  const double max = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - max);
-  return max + std::log(sum);
-}
-
 int32_t ArgMax(absl::Span<const float> logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
@@ -43,17 +37,6 @@ struct SourceLogits {
 };
 
 // KL(source || model) of one position, in nats.
-double Divergence(absl::Span<const float> source, double source_lse, absl::Span<const float> model,
-                  double model_lse) {
-  double sum = 0;
-  for (size_t i = 0; i < source.size(); ++i) {
-    const double log_p = source[i] - source_lse;
-    const double log_q = model[i] - model_lse;
-    sum += std::exp(log_p) * (log_p - log_q);
-  }
-  return sum;
-}
-
 // Scores `tokens`; `on_row(position, logits, log_sum_exp)` for each position that a token follows.
 absl::StatusOr<SequenceScore> ScoreSequence(
     Engine& engine, ModelHandle model, absl::Span<const int32_t> tokens,
@@ -96,8 +79,8 @@ absl::StatusOr<SequenceScore> ScoreAgainst(Engine& engine, ModelHandle model, si
   return ScoreSequence(
       engine, model, tokens,
       [&](int position, absl::Span<const float> logits, double log_sum_exp, SequenceScore& score) {
-        score.kl += Divergence(source.row(position, vocab_size), source.log_sum_exp[position],
-                               logits, log_sum_exp);
+        score.kl += KlDivergence(source.row(position, vocab_size), source.log_sum_exp[position],
+                                 logits, log_sum_exp);
         score.agreed += ArgMax(logits) == source.top1[position] ? 1 : 0;
       });
 }

@@ -63,11 +63,14 @@ class SilentSink final : public TokenSink {
   Event done_;
 };
 
-TEST(AllocationTest, DecodeStepsAllocateNothing) {
+class AllocationTest : public testing::TestWithParam<KvCacheType> {};
+
+TEST_P(AllocationTest, DecodeStepsAllocateNothing) {
   AllocationCounter counter;
   ASSERT_OK_AND_ASSIGN(const auto engine,
                        Engine::Create({.num_threads = 2, .kv_cache_bytes = 8 << 20}, &counter));
-  ASSERT_OK_AND_ASSIGN(const ModelHandle model, engine->Load(*PackedTinySource({}, /*bits=*/4)));
+  ASSERT_OK_AND_ASSIGN(const ModelHandle model, engine->Load(*PackedTinySource({}, /*bits=*/4),
+                                                             {.kv_cache_type = GetParam()}));
   std::vector<std::shared_ptr<SilentSink>> sinks;
   for (int i = 0; i < 4; ++i) {
     GenerationRequest request =
@@ -89,6 +92,10 @@ TEST(AllocationTest, DecodeStepsAllocateNothing) {
   EXPECT_LE(allocating, 16) << allocations << " allocations in 160 steps";
   EXPECT_LE(allocations, 32);
 }
+
+INSTANTIATE_TEST_SUITE_P(All, AllocationTest,
+                         testing::Values(KvCacheType::kFloat16, KvCacheType::kInt4),
+                         [](const auto& info) { return std::string(KvCacheTypeName(info.param)); });
 
 }  // namespace
 }  // namespace quern

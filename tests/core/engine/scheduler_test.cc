@@ -9,7 +9,7 @@ namespace quern {
 namespace {
 
 TEST(KvPagesTest, ALeaseGrowsInOrderAndReturnsItsPages) {
-  KvPagePool pool(4, 16);
+  KvPagePool pool(4, 16, /*num_slots=*/16);
   {
     PageLease lease(&pool, 0);
     EXPECT_TRUE(lease.GrowTo(2));
@@ -45,7 +45,7 @@ std::vector<int32_t> Counting(int size, int32_t first = 0) {
 }
 
 TEST(KvPagesTest, WholePagesAreSharedByThoseThatBeginAlike) {
-  KvPagePool pool(16, 4);
+  KvPagePool pool(16, 4, /*num_slots=*/16);
   const uint64_t root = PrefixRoot("");
   int cached = 0;
   const auto first = Compute(pool, root, Counting(10), &cached);
@@ -67,7 +67,7 @@ TEST(KvPagesTest, WholePagesAreSharedByThoseThatBeginAlike) {
 }
 
 TEST(KvPagesTest, OthersPrefixesAreNotFound) {
-  KvPagePool pool(16, 4);
+  KvPagePool pool(16, 4, /*num_slots=*/16);
   int cached = 0;
   const auto lease = Compute(pool, PrefixRoot("alice"), Counting(10), &cached);
   EXPECT_EQ(PageLease(&pool, PrefixRoot("bob")).TakeCached(Counting(10)), 0);
@@ -76,7 +76,7 @@ TEST(KvPagesTest, OthersPrefixesAreNotFound) {
 }
 
 TEST(KvPagesTest, IdlePagesAreFoundUntilTheirRoomIsNeeded) {
-  KvPagePool pool(6, 4);
+  KvPagePool pool(6, 4, /*num_slots=*/16);
   const uint64_t root = PrefixRoot("");
   int cached = 0;
   Compute(pool, root, Counting(12), &cached).reset();
@@ -99,7 +99,7 @@ TEST(KvPagesTest, IdlePagesAreFoundUntilTheirRoomIsNeeded) {
 }
 
 TEST(KvPagesTest, TheSamePrefixComputedTwiceIsKeptOnce) {
-  KvPagePool pool(8, 4);
+  KvPagePool pool(8, 4, /*num_slots=*/16);
   const uint64_t root = PrefixRoot("");
   PageLease a(&pool, root), b(&pool, root);
   ASSERT_TRUE(a.GrowTo(2) && b.GrowTo(2));

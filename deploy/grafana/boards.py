@@ -519,7 +519,7 @@ def inference():
             table("Models in memory", "What each model is and which kernels serve it; 0 bits is a "
                   "checkpoint as it came.", f"quern_model_info{{{MODEL}}}",
                   {"model": "Model", "artifact": "Artifact", "bits": "Bits", "group_size": "Group",
-                   "kernel": "Kernels", "instance": "Instance"}, empty="No model loaded"),
+                   "kernel": "Kernels", "kv_cache_type": "KV cache", "instance": "Instance"}, empty="No model loaded"),
             bars("Memory of models", "Weights as the kernels read them, those that another model held "
                  "already (shared), and KV pages.",
                  [(f"sum by (model, kind) (quern_model_bytes{{{MODEL}}})", "{{model}} {{kind}}")],

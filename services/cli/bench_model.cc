@@ -28,6 +28,7 @@ struct ModelOptions {
   QuantFormat format;
   std::string kernels;
   Precision precision = Precision::kMixed;
+  KvCacheType kv_cache_type = KvCacheType::kFloat16;
   std::vector<int> prompt_tokens = {128};
   std::vector<int> batch = {1};
   int output_tokens = 64;
@@ -96,7 +97,7 @@ absl::StatusOr<Speed> MeasureOnce(Engine& engine, const LocalModel& model, int p
 }
 
 absl::StatusOr<LocalModel> Load(Engine& engine, const ModelOptions& options) {
-  const LoadOptions load{.precision = options.precision};
+  const LoadOptions load{.precision = options.precision, .kv_cache_type = options.kv_cache_type};
   if (options.shape.empty()) return LoadLocalModel(engine, options.model, load);
   ASSIGN_OR_RETURN(const std::unique_ptr<ModelSource> source,
                    MakeSyntheticModel(options.shape, options.format));
@@ -154,17 +155,21 @@ absl::Status RunBench(const ModelOptions& options, const Context& context) {
            {"weightsReadGbPerSecond", read}});
     }
   }
-  out.Finish({{"model", options.shape.empty() ? options.model : options.shape},
-              {"format", model.format},
-              {"kernels", model.info.kernel},
-              {"weightBytes", model.info.weight_bytes},
-              {"stepWeightBytes", model.info.step_weight_bytes},
-              {"loadSeconds", absl::ToDoubleSeconds(load)}},
-             absl::StrFormat(
-                 "%s, %s of weights, loaded in %.2f s, the %s kernels, output of %d tokens, "
-                 "median of %d\n",
-                 model.format, FormatBytes(model.info.weight_bytes), absl::ToDoubleSeconds(load),
-                 model.info.kernel, options.output_tokens, options.repeat));
+  out.Finish(
+      {{"model", options.shape.empty() ? options.model : options.shape},
+       {"format", model.format},
+       {"kernels", model.info.kernel},
+       {"weightBytes", model.info.weight_bytes},
+       {"stepWeightBytes", model.info.step_weight_bytes},
+       {"kvCacheType", std::string(KvCacheTypeName(options.kv_cache_type))},
+       {"kvTokenBytes", model.info.kv_token_bytes},
+       {"loadSeconds", absl::ToDoubleSeconds(load)}},
+      absl::StrFormat(
+          "%s, %s of weights, loaded in %.2f s, the %s kernels, KV cache of %s (%s a token), "
+          "output of %d tokens, median of %d\n",
+          model.format, FormatBytes(model.info.weight_bytes), absl::ToDoubleSeconds(load),
+          model.info.kernel, KvCacheTypeName(options.kv_cache_type),
+          FormatBytes(model.info.kv_token_bytes), options.output_tokens, options.repeat));
   return absl::OkStatus();
 }
 
@@ -189,6 +194,7 @@ void AddBenchModel(CLI::App& bench, Command& command) {
   sub->add_option("--kernels", options->kernels,
                   "table of an instruction set, such as avx2 or scalar (the best there is)");
   AddPrecision(*sub, "--precision", "of packed matrices", options->precision);
+  AddKvCacheType(*sub, options->kv_cache_type);
   sub->add_option("--prompt-tokens", options->prompt_tokens,
                   "of each prompt; several: each in turn")
       ->check(CLI::Range(1, 131072))

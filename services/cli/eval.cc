@@ -29,6 +29,7 @@ struct EvalOptions {
   std::string text;
   Precision precision = Precision::kMixed;
   Precision source_precision = Precision::kMixed;
+  KvCacheType kv_cache_type = KvCacheType::kFloat16;
   int chunk_tokens = 512;
   int max_chunks = 40;
   int threads = 0;
@@ -58,7 +59,7 @@ absl::Status PrintRows(const std::vector<EvaluationRow>& rows, const Context& co
   for (const EvaluationRow& row : rows) {
     const bool source = row.model == "source";
     cells.push_back({row.model, absl::StrFormat("%.4f", row.perplexity),
-                     source ? "" : absl::StrFormat("%.4f", row.kl_divergence),
+                     source ? "" : absl::StrFormat("%.3g", row.kl_divergence),
                      source ? "" : absl::StrFormat("%.1f %%", 100 * row.top1_agreement),
                      FormatCount(row.token_count)});
   }
@@ -71,19 +72,32 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
     return absl::InvalidArgumentError(
         absl::StrCat("--text ", options.text, ": plain text is wanted, not JSON lines"));
   }
+  std::string source_path = options.source;
+  if (source_path.empty()) {
+    // What the KV cache costs by itself: nothing else is to differ.
+    if (options.kv_cache_type == KvCacheType::kFloat16 || options.models.size() != 1) {
+      return absl::InvalidArgumentError(
+          "--source is wanted, unless one model is compared with itself by --kv-cache int8 or "
+          "int4");
+    }
+    source_path = options.models.front();
+  }
+  const Precision source_precision =
+      options.source.empty() ? options.precision : options.source_precision;
   ASSIGN_OR_RETURN(const std::string text, ReadFile(options.text, kMaxTextBytes));
   ASSIGN_OR_RETURN(const auto engine, MakeLocalEngine(options.threads));
-  ASSIGN_OR_RETURN(
-      const LocalModel source,
-      LoadLocalModel(*engine, options.source, {.precision = options.source_precision}));
+  ASSIGN_OR_RETURN(const LocalModel source,
+                   LoadLocalModel(*engine, source_path, {.precision = source_precision}));
   if (source.tokenizer == nullptr) {
     return absl::FailedPreconditionError(
-        absl::StrCat(options.source, ": has no tokenizer to read the text with"));
+        absl::StrCat(source_path, ": has no tokenizer to read the text with"));
   }
   std::vector<NamedModel> models;
   for (const std::string& path : options.models) {
-    ASSIGN_OR_RETURN(const LocalModel model,
-                     LoadLocalModel(*engine, path, {.precision = options.precision}));
+    ASSIGN_OR_RETURN(
+        const LocalModel model,
+        LoadLocalModel(*engine, path,
+                       {.precision = options.precision, .kv_cache_type = options.kv_cache_type}));
     models.push_back({NameOf(path), model.handle});
   }
   ASSIGN_OR_RETURN(EvaluationText chunks, ChunkText(*source.tokenizer, NameOf(options.text), text,
@@ -105,11 +119,15 @@ void AddEval(CLI::App& app, Command& command) {
   auto options = std::make_shared<EvalOptions>();
   CLI::App* sub = app.add_subcommand("eval", "Compare models with their source on a text, locally");
   sub->add_option("models", options->models, "artifact directories or checkpoints")->required();
-  sub->add_option("--source", options->source, "the checkpoint they came from")->required();
+  sub->add_option(
+      "--source", options->source,
+      "the checkpoint they came from, its KV cache of half floats; with --kv-cache int8 "
+      "or int4 and one model: that one when left out");
   sub->add_option("--text", options->text, "plain text, UTF-8")->required();
   AddPrecision(*sub, "--precision", "of packed matrices of the models", options->precision);
   AddPrecision(*sub, "--source-precision", "of packed matrices of the source",
                options->source_precision);
+  AddKvCacheType(*sub, options->kv_cache_type);
   sub->add_option("--chunk-tokens", options->chunk_tokens, "each scored on its own")
       ->check(CLI::Range(2, 131072))
       ->capture_default_str();

@@ -72,4 +72,12 @@ void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_
       ->default_str("mixed");
 }
 
+void AddKvCacheType(CLI::App& app, KvCacheType& type) {
+  app.add_option_function<std::string>(
+         "--kv-cache", [&type](const std::string& value) { type = *ParseKvCacheType(value); },
+         "what keys and values are kept as")
+      ->check(CLI::IsMember({"float16", "int8", "int4"}))
+      ->default_str("float16");
+}
+
 }  // namespace quern::cli

@@ -33,6 +33,9 @@ absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path
 void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
                   Precision& precision);
 
+// The option --kv-cache with the values float16, int8 and int4.
+void AddKvCacheType(CLI::App& app, KvCacheType& type);
+
 }  // namespace quern::cli
 
 #endif  // QUERN_SERVICES_CLI_LOCAL_MODEL_H_

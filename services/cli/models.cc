@@ -1,6 +1,8 @@
 // `quern models`: load, unload, list, alias, unalias.
 
+#include <absl/strings/ascii.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
 #include <absl/strings/str_join.h>
 #include <absl/strings/strip.h>
 #include <absl/time/clock.h>
@@ -26,6 +28,7 @@ struct ModelsOptions {
   std::string id;
   std::string artifact;
   std::string checkpoint;
+  std::string kv_cache;
   bool no_wait = false;
   bool force = false;
   std::string alias;
@@ -38,6 +41,23 @@ std::string DescribeSource(const inference_pb::Model& model) {
   }
   return absl::StrCat("artifact ",
                       std::string(absl::StripPrefix(model.artifact(), "artifacts/")).substr(0, 12));
+}
+
+// "int8" and the like; empty: the server's choice.
+inference_pb::Model::KvCacheType ParseKvCache(const std::string& name) {
+  auto type = inference_pb::Model::KV_CACHE_TYPE_UNSPECIFIED;
+  inference_pb::Model::KvCacheType_Parse(absl::AsciiStrToUpper(name), &type);
+  return type;
+}
+
+// ", KV cache of int8 (KL to half floats 0.0002)"; nothing for half floats.
+std::string DescribeKvCache(const inference_pb::Model& model) {
+  if (model.kv_cache_type() <= inference_pb::Model::FLOAT16) return "";
+  return absl::StrCat(
+      ", KV cache of ",
+      absl::AsciiStrToLower(inference_pb::Model::KvCacheType_Name(model.kv_cache_type())),
+      model.has_kv_cache_kl() ? absl::StrFormat(" (KL to half floats %.2g)", model.kv_cache_kl())
+                              : "");
 }
 
 absl::Status ListModels(Context& context) {
@@ -99,6 +119,7 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
     ASSIGN_OR_RETURN(*request.mutable_model()->mutable_artifact(),
                      ResolveArtifact(*jobs, options.artifact));
   }
+  request.mutable_model()->set_kv_cache_type(ParseKvCache(options.kv_cache));
   ASSIGN_OR_RETURN(auto channel, context.Inference());
   auto stub = inference_pb::ModelService::NewStub(channel);
   inference_pb::Model model;
@@ -113,7 +134,7 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
     }
     if (!context.json()) {
       std::cout << model.name() << "  " << DescribeSource(model) << ", "
-                << FormatBytes(model.memory_bytes()) << ", loaded in "
+                << FormatBytes(model.memory_bytes()) << DescribeKvCache(model) << ", loaded in "
                 << absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1)))
                 << std::endl;
       return absl::OkStatus();
@@ -218,6 +239,9 @@ void AddModels(CLI::App& app, Command& command) {
   load->add_option("artifact", options->artifact, "name, id, or the start of an id");
   load->add_option("--checkpoint", options->checkpoint,
                    "Hugging Face directory or .gguf file below the service's --model-root");
+  load->add_option("--kv-cache", options->kv_cache,
+                   "what keys and values are kept as (the service's --kv-cache-type)")
+      ->check(CLI::IsMember({"float16", "int8", "int4"}));
   load->add_flag("--no-wait", options->no_wait, "return while it is loading");
   load->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {

@@ -34,6 +34,7 @@ struct UpOptions {
   int threads = 0;
   std::string device = "auto";
   int kv_cache_mib = 512;
+  std::string kv_cache_type = "float16";
   bool fixed_ports = false;
 };
 
@@ -114,6 +115,7 @@ class Up {
               {jobs, absl::StrCat("--listen=", Listen(kInferenceAddress)),
                absl::StrCat("--http-listen=", Listen(kInferenceHttpAddress)), model_root, threads,
                absl::StrCat("--kv-cache-mib=", options_.kv_cache_mib),
+               absl::StrCat("--kv-cache-type=", options_.kv_cache_type),
                absl::StrCat("--cache-directory=", directory_, "/cache")}));
     const Json addresses = {{"jobs", children_[0].grpc_address},
                             {"jobs_metrics", children_[0].metrics_address},
@@ -254,6 +256,10 @@ void AddUp(CLI::App& app, Command& command) {
       ->capture_default_str();
   up->add_option("--kv-cache-mib", options->kv_cache_mib, "memory for the KV pages of each model")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  up->add_option("--kv-cache-type", options->kv_cache_type,
+                 "what keys and values of models that name no type are kept as")
+      ->check(CLI::IsMember({"float16", "int8", "int4"}))
       ->capture_default_str();
   up->add_flag(
       "--fixed-ports", options->fixed_ports,

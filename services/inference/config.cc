@@ -3,6 +3,7 @@
 #include <absl/strings/str_cat.h>
 
 #include "core/base/status_macros.h"
+#include "core/engine/model_source.h"
 #include "services/common/address.h"
 
 namespace quern {
@@ -63,6 +64,9 @@ absl::Status InferenceConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--idle-model-timeout must be 0 (never) or more, got ",
                      absl::FormatDuration(idle_model_timeout)));
+  }
+  if (const auto type = ParseKvCacheType(kv_cache_type); !type.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-cache-type: ", type.status().message()));
   }
   return absl::OkStatus();
 }

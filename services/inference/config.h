@@ -27,6 +27,8 @@ struct InferenceConfig {
   int64_t max_queued_tokens = int64_t{1} << 20;
   // From a request's arrival to its end, whichever front it came by.
   absl::Duration request_timeout = absl::Hours(1);
+  // Of models that are loaded without one: float16, int8 or int4.
+  std::string kv_cache_type = "float16";
   bool prefix_cache = true;  // prompts that begin alike share keys and values
   // For all models together; 0: nine tenths of what the machine or its control group grants.
   int model_memory_mib = 0;

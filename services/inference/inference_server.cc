@@ -64,6 +64,7 @@ absl::Status InferenceServer::Open(Clock& clock) {
                                       ? int64_t{config_.model_memory_mib} << 20
                                       : AvailableMemoryBytes() / 10 * 9;
   registry_options.evict_for_memory = config_.evict_idle_models;
+  ASSIGN_OR_RETURN(registry_options.kv_cache_type, ParseKvCacheType(config_.kv_cache_type));
   if (config_.idle_model_timeout > absl::ZeroDuration()) {
     registry_options.idle_timeout = config_.idle_model_timeout;
   }

@@ -37,6 +37,8 @@ ABSL_FLAG(int64_t, max_queued_tokens, quern::InferenceConfig().max_queued_tokens
           "refused");
 ABSL_FLAG(absl::Duration, request_timeout, quern::InferenceConfig().request_timeout,
           "time that a request may take from its arrival to its end, 1s to 168h");
+ABSL_FLAG(std::string, kv_cache_type, quern::InferenceConfig().kv_cache_type,
+          "what keys and values of models that name no type are kept as: float16, int8 or int4");
 ABSL_FLAG(bool, prefix_cache, quern::InferenceConfig().prefix_cache,
           "prompts that begin alike share the keys and values of what they have in common");
 ABSL_FLAG(int, model_memory_mib, quern::InferenceConfig().model_memory_mib,
@@ -71,6 +73,7 @@ InferenceConfig ReadConfig(int argc, char** argv) {
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   config.max_queued_tokens = absl::GetFlag(FLAGS_max_queued_tokens);
   config.request_timeout = absl::GetFlag(FLAGS_request_timeout);
+  config.kv_cache_type = absl::GetFlag(FLAGS_kv_cache_type);
   config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
   config.model_memory_mib = absl::GetFlag(FLAGS_model_memory_mib);
   config.evict_idle_models = absl::GetFlag(FLAGS_evict_idle_models);

@@ -246,7 +246,8 @@ std::shared_ptr<const ModelMetrics> InferenceMetrics::ModelLoaded(const std::str
                                    {"artifact", facts.artifact},
                                    {"bits", std::to_string(facts.bits)},
                                    {"group_size", std::to_string(facts.group_size)},
-                                   {"kernel", facts.kernel}});
+                                   {"kernel", facts.kernel},
+                                   {"kv_cache_type", facts.kv_cache_type}});
   gauges.load_seconds = &load_family_.Add({{"model", model}});
   gauges.weight_bytes = &bytes_family_.Add({{"model", model}, {"kind", "weights"}});
   gauges.shared_bytes = &bytes_family_.Add({{"model", model}, {"kind", "shared"}});

@@ -94,6 +94,7 @@ struct LoadedModelFacts {
   int bits = 0;          // 0: a checkpoint as it came
   int group_size = 0;
   std::string kernel;
+  std::string kv_cache_type;
   int64_t weight_bytes = 0;
   int64_t shared_bytes = 0;  // of weight_bytes, held once with another model
   int64_t kv_bytes = 0;

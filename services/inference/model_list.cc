@@ -7,6 +7,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/status_macros.h"
+#include "services/inference/model_load_options.h"
 #include "services/inference/request_check.h"
 
 namespace quern {
@@ -38,6 +39,11 @@ absl::Status ParseModels(const Json& array, absl::string_view where, ModelList& 
     } else {
       ASSIGN_OR_RETURN(*request.mutable_model()->mutable_checkpoint(), object.String("checkpoint"));
     }
+    // Versions before it wrote none.
+    ASSIGN_OR_RETURN(const std::string type,
+                     object.StringOr("kv_cache_type", KvCacheTypeName(KvCacheType::kFloat16)));
+    ASSIGN_OR_RETURN(const KvCacheType kv_cache_type, ParseKvCacheType(type));
+    request.mutable_model()->set_kv_cache_type(ToProto(kv_cache_type));
     RETURN_IF_ERROR(CheckCreateModel(request));
     if (!list.models.emplace(request.model_id(), request.model()).second) {
       return Twice(where, "models", request.model_id());
@@ -96,11 +102,11 @@ absl::StatusOr<ModelList> ReadModelList(const std::string& path) {
 absl::Status WriteModelList(const std::string& path, const ModelList& list) {
   Json models = Json::array();
   for (const auto& [id, model] : list.models) {
-    if (model.has_artifact()) {
-      models.push_back({{"id", id}, {"artifact", model.artifact()}});
-    } else {
-      models.push_back({{"id", id}, {"checkpoint", model.checkpoint()}});
-    }
+    const bool artifact = model.has_artifact();
+    models.push_back(
+        {{"id", id},
+         {artifact ? "artifact" : "checkpoint", artifact ? model.artifact() : model.checkpoint()},
+         {"kv_cache_type", std::string(KvCacheTypeName(KvCacheTypeOf(model)))}});
   }
   Json aliases = Json::array();
   for (const auto& [id, target] : list.aliases) {

@@ -25,8 +25,9 @@ struct AliasTarget {
 };
 
 struct ModelList {
-  std::map<std::string, inference::v1::Model> models;  // by id; the source alone is set
-  std::map<std::string, AliasTarget> aliases;          // by id; each leads to one of `models`
+  std::map<std::string, inference::v1::Model>
+      models;                                  // by id; the source and how to load it are set
+  std::map<std::string, AliasTarget> aliases;  // by id; each leads to one of `models`
 };
 
 // Empty when there is no such file. DATA_LOSS naming the file when it is damaged: names and sources

@@ -12,6 +12,7 @@
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/engine/model_source.h"
+#include "services/inference/model_load_options.h"
 
 namespace quern {
 namespace {
@@ -49,7 +50,8 @@ std::optional<ModelMemory> ModelLoader::PlanMemory(const inference::v1::Model& m
     if (!checkpoint.ok()) return std::nullopt;
     source = MakeModelSource(std::shared_ptr<const Checkpoint>(*std::move(checkpoint)));
   }
-  const absl::StatusOr<ModelMemory> need = engine_.PlanMemory(*source);
+  const absl::StatusOr<ModelMemory> need =
+      engine_.PlanMemory(*source, {.kv_cache_type = KvCacheTypeOf(model)});
   return need.ok() ? *need : std::optional<ModelMemory>();
 }
 
@@ -57,8 +59,9 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::Load(const inference::v1::Model
                                                       const Admission& admit,
                                                       const std::stop_token& stop) {
   if (stop.stop_requested()) return absl::CancelledError("the load was cancelled");
-  if (model.has_artifact()) return LoadArtifactModel(model.artifact(), admit, stop);
-  return LoadCheckpointModel(model.checkpoint(), admit);
+  const LoadOptions options{.kv_cache_type = KvCacheTypeOf(model)};
+  if (model.has_artifact()) return LoadArtifactModel(model.artifact(), options, admit, stop);
+  return LoadCheckpointModel(model.checkpoint(), options, admit);
 }
 
 absl::StatusOr<LoadedArtifact> ModelLoader::ReadCached(const Digest& digest, const ReadFn& read,
@@ -99,6 +102,7 @@ absl::StatusOr<LoadedArtifact> ModelLoader::ReadArtifact(const Digest& digest,
 }
 
 absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadArtifactModel(absl::string_view name,
+                                                                   const LoadOptions& options,
                                                                    const Admission& admit,
                                                                    const std::stop_token& stop) {
   ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(absl::StripPrefix(name, "artifacts/")));
@@ -106,11 +110,10 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadArtifactModel(absl::string_
   const QuantFormat format = artifact.model.format;
   const auto source =
       MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact.model)));
-  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, admit));
+  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, options, digest.hex(), admit));
   loaded.facts.artifact = digest.hex().substr(0, kFingerprintDigits);
   loaded.facts.bits = format.bits;
   loaded.facts.group_size = format.group_size;
-  loaded.served.system_fingerprint = absl::StrCat(loaded.facts.artifact, "-", loaded.facts.kernel);
   if (const std::string& base = artifact.manifest.base; !base.empty()) {
     loaded.base = absl::StrCat("artifacts/", base);
   }
@@ -118,6 +121,7 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadArtifactModel(absl::string_
 }
 
 absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadCheckpointModel(absl::string_view path,
+                                                                     const LoadOptions& options,
                                                                      const Admission& admit) {
   ASSIGN_OR_RETURN(const std::string resolved, ResolveBeneath(model_root_, path));
   ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> opened, OpenCheckpoint(resolved));
@@ -125,24 +129,30 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadCheckpointModel(absl::strin
   // Reads the files once more, so that answers can be traced to exactly these bytes.
   ASSIGN_OR_RETURN(const std::string digest, checkpoint->DigestHex());
   const auto source = MakeModelSource(checkpoint);
-  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, admit));
-  loaded.served.system_fingerprint =
-      absl::StrCat(digest.substr(0, kFingerprintDigits), "-", loaded.facts.kernel);
-  return loaded;
+  return LoadSource(*source, options, digest, admit);
 }
 
 absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadSource(const ModelSource& source,
+                                                            const LoadOptions& options,
+                                                            absl::string_view digest,
                                                             const Admission& admit) {
-  ASSIGN_OR_RETURN(const ModelMemory need, engine_.PlanMemory(source));
+  ASSIGN_OR_RETURN(const ModelMemory need, engine_.PlanMemory(source, options));
   RETURN_IF_ERROR(admit(need));
   Loaded loaded;
-  ASSIGN_OR_RETURN(loaded.served.handle, engine_.Load(source));
+  ASSIGN_OR_RETURN(loaded.served.handle, engine_.Load(source, options));
   ASSIGN_OR_RETURN(loaded.served.info, engine_.Info(loaded.served.handle));
   ASSIGN_OR_RETURN(loaded.served.tokenizer, engine_.GetTokenizer(loaded.served.handle));
   loaded.facts.kernel = loaded.served.info.kernel;
   loaded.facts.weight_bytes = loaded.served.info.weight_bytes;
   loaded.facts.shared_bytes = loaded.served.info.shared_weight_bytes;
   loaded.facts.kv_bytes = loaded.served.info.kv_bytes;
+  loaded.facts.kv_cache_type = std::string(KvCacheTypeName(options.kv_cache_type));
+  loaded.served.system_fingerprint =
+      absl::StrCat(digest.substr(0, kFingerprintDigits), "-", loaded.facts.kernel);
+  if (options.kv_cache_type != KvCacheType::kFloat16) {
+    // Its numbers are others.
+    absl::StrAppend(&loaded.served.system_fingerprint, "-kv-", loaded.facts.kv_cache_type);
+  }
   return loaded;
 }
 

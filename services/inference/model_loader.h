@@ -51,11 +51,13 @@ class ModelLoader {
  private:
   using ReadFn = std::function<absl::StatusOr<LoadedArtifact>(const std::string& directory)>;
 
-  absl::StatusOr<Loaded> LoadArtifactModel(absl::string_view name, const Admission& admit,
-                                           const std::stop_token& stop);
-  absl::StatusOr<Loaded> LoadCheckpointModel(absl::string_view path, const Admission& admit);
-  // Gives the engine the source and collects what requests need.
-  absl::StatusOr<Loaded> LoadSource(const ModelSource& source, const Admission& admit);
+  absl::StatusOr<Loaded> LoadArtifactModel(absl::string_view name, const LoadOptions& options,
+                                           const Admission& admit, const std::stop_token& stop);
+  absl::StatusOr<Loaded> LoadCheckpointModel(absl::string_view path, const LoadOptions& options,
+                                             const Admission& admit);
+  // Gives the engine the source and collects what requests need. `digest`: of what it was made of.
+  absl::StatusOr<Loaded> LoadSource(const ModelSource& source, const LoadOptions& options,
+                                    absl::string_view digest, const Admission& admit);
   // The artifact in memory, whether it is a whole model or a scale delta.
   absl::StatusOr<LoadedArtifact> ReadArtifact(const Digest& digest, const std::stop_token& stop);
   // Reads it from the cache; once more when what was there is damaged.

@@ -12,6 +12,7 @@
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "services/inference/list_page.h"
+#include "services/inference/model_load_options.h"
 #include "services/inference/request_check.h"
 
 namespace quern {
@@ -31,11 +32,15 @@ absl::Status NoSuchModel(absl::string_view id) {
   return absl::NotFoundError(absl::StrCat("models/", id, " is not on this server"));
 }
 
-Model NewModel(const std::string& id, const Model& source, absl::Time now) {
+Model NewModel(const std::string& id, const Model& source, KvCacheType kv_cache_type,
+               absl::Time now) {
   Model model;
   model.set_name(absl::StrCat("models/", id));
   if (source.has_artifact()) model.set_artifact(source.artifact());
   if (source.has_checkpoint()) model.set_checkpoint(source.checkpoint());
+  model.set_kv_cache_type(source.kv_cache_type() == Model::KV_CACHE_TYPE_UNSPECIFIED
+                              ? ToProto(kv_cache_type)
+                              : source.kv_cache_type());
   model.set_state(Model::LOADING);
   *model.mutable_create_time() =
       google::protobuf::util::TimeUtil::NanosecondsToTimestamp(absl::ToUnixNanos(now));
@@ -94,7 +99,7 @@ absl::Status ModelRegistry::Restore() {
   MutexLock lock(&mutex_);
   aliases_ = std::move(list.aliases);
   for (const auto& [id, source] : list.models) {
-    StartLoad(id, NewModel(id, source, clock_.Now()), LoadCause::kRestart);
+    StartLoad(id, NewModel(id, source, options_.kv_cache_type, clock_.Now()), LoadCause::kRestart);
   }
   return absl::OkStatus();
 }
@@ -117,8 +122,8 @@ absl::StatusOr<Model> ModelRegistry::Create(const CreateModelRequest& request) {
   RETURN_IF_ERROR(CheckCreateModel(request));
   RETURN_IF_ERROR(loader_.CheckSource(request.model()));
   const std::string& id = request.model_id();
-  const Model model = NewModel(id, request.model(), clock_.Now());
-  const std::optional<ModelMemory> need = loader_.PlanMemory(request.model());
+  const Model model = NewModel(id, request.model(), options_.kv_cache_type, clock_.Now());
+  const std::optional<ModelMemory> need = loader_.PlanMemory(model);
 
   MutexLock saving(&save_mutex_);
   ModelList list;
@@ -373,6 +378,9 @@ void ModelRegistry::FinishLoad(const std::string& id, Entry& entry, ModelLoader:
   entry.model.set_base_artifact(loaded.base);
   entry.model.set_chat_format(std::string(ChatFormatName(served.info.chat_format)));
   entry.model.set_context_tokens(served.info.config.max_position_embeddings);
+  if (served.info.kv_cache_kl.has_value()) {
+    entry.model.set_kv_cache_kl(*served.info.kv_cache_kl);
+  }
   entry.model.set_state(Model::ACTIVE);
   LOG(INFO) << "model ready model=" << id << " fingerprint=" << served.system_fingerprint
             << " chat_format=" << entry.model.chat_format()

@@ -36,6 +36,8 @@ bool CanBeAsked(const inference::v1::Model& model);
 struct ModelRegistryOptions {
   // The file that keeps which models were asked for, so that a restart loads them again.
   std::string list_path;
+  // Of models that are asked for without one.
+  KvCacheType kv_cache_type = KvCacheType::kFloat16;
   // For weights, KV pages and buffers of all models together.
   int64_t memory_bytes = std::numeric_limits<int64_t>::max();
   // A load that finds no memory takes models out that nobody uses, the longest unused first.

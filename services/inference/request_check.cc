@@ -206,6 +206,11 @@ absl::StatusOr<std::string> ParseAliasName(absl::string_view name, absl::string_
 
 absl::Status CheckCreateModel(const CreateModelRequest& request) {
   RETURN_IF_ERROR(CheckModelId(request.model_id(), "model_id"));
+  if (!Model::KvCacheType_IsValid(request.model().kv_cache_type())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.kv_cache_type: ", request.model().kv_cache_type(),
+                     " is not known, wanted FLOAT16, INT8 or INT4"));
+  }
   switch (request.model().source_case()) {
     case Model::kArtifact: {
       absl::string_view digest = request.model().artifact();

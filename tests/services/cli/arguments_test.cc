@@ -51,13 +51,16 @@ TEST_F(ArgumentsTest, UsageErrors) {
       {{"complete", "m"}, "prompt"},
       {{"chat"}, "model"},
       {{"complete", "m", "p", "--top-k", "x"}, "--top-k"},
-      {{"eval", "m"}, "--source"},
+      {{"eval", "m"}, "--text"},
+      {{"eval", "m", "--text", "t", "--kv-cache", "int2"}, "--kv-cache"},
+      {{"models", "load", "m", "a", "--kv-cache", "fp16"}, "--kv-cache"},
       {{"bench"}, "subcommand"},
       {{"bench", "model", "m", "--output-tokens", "1"}, "--output-tokens"},
       {{"health"}, "address"},
       {{"health", "127.0.0.1:1", "--timeout", "0"}, "--timeout"},
       {{"doctor", "--timeout", "x"}, "--timeout"},
       {{"up", "--device", "tpu"}, "--device"},
+      {{"up", "--kv-cache-type", "fp16"}, "--kv-cache-type"},
       {{"up", "--model-root", "/no/such/directory"}, "--model-root"},
   };
   for (const auto& test : cases) {

@@ -261,6 +261,13 @@ TEST_F(CommandsTest, Models) {
   EXPECT_EQ(RunJson({"models", "load", "m", "--checkpoint=tiny", "--no-wait"}).at("state"),
             "LOADING");
   EXPECT_EQ(services_.created_model.model().checkpoint(), "tiny");
+  EXPECT_EQ(services_.created_model.model().kv_cache_type(),
+            inference::v1::Model::KV_CACHE_TYPE_UNSPECIFIED);
+  services_.model.set_kv_cache_type(inference::v1::Model::INT8);
+  services_.model.set_kv_cache_kl(0.00025);
+  EXPECT_THAT(RunConnected({"models", "load", "m", "aaaa", "--kv-cache=int8"}).output,
+              HasSubstr("KV cache of int8 (KL to half floats 0.00025)"));
+  EXPECT_EQ(services_.created_model.model().kv_cache_type(), inference::v1::Model::INT8);
   EXPECT_EQ(RunConnected({"models", "load", "m"}).exit_code, 1);
   EXPECT_EQ(RunJson({"models", "unload", "m"}), Json::object());
 
@@ -381,6 +388,20 @@ TEST_F(CommandsTest, EvalAndBenchRunHere) {
   EXPECT_EQ(eval.at("rows").at(1).at("klDivergence"), 0.0);
   EXPECT_EQ(eval.at("rows").at(1).at("top1Agreement"), 1.0);
   EXPECT_EQ(eval.at("rows").at(0).at("tokenCount"), 3 * 31);
+}
+
+TEST_F(CommandsTest, EvalMeasuresWhatTheKvCacheCosts) {
+  ASSERT_OK(WriteTinyCheckpoint(directory_.Path("tiny")));
+  OverwriteFile(directory_.Path("text.txt"), std::string(4000, 'a') + " some other words");
+  std::vector<std::string> run = {"eval", directory_.Path("tiny"),
+                                  "--text=" + directory_.Path("text.txt"), "--chunk-tokens=200",
+                                  "--max-chunks=1"};
+  EXPECT_THAT(Run(run).error, HasSubstr("--source is wanted"));
+  run.push_back("--kv-cache=int4");
+  const Json eval = RunJson(run);
+  ASSERT_EQ(eval.at("rows").size(), 2U);
+  EXPECT_GT(eval.at("rows").at(1).at("klDivergence"), 0.0);
+  EXPECT_LT(eval.at("rows").at(1).at("klDivergence"), 0.1);
 }
 
 TEST_F(CommandsTest, BenchModelRunsHereAndComparesWithAnEarlierRun) {

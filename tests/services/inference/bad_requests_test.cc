@@ -214,6 +214,10 @@ TEST_F(BadRequestsTest, CreateModel) {
   inference::v1::CreateModelRequest no_source;
   no_source.set_model_id("a");
   expect(StatusCode::kInvalidArgument, "model.source", no_source);
+  inference::v1::CreateModelRequest no_such_type = CheckpointRequest("a", "tiny");
+  no_such_type.mutable_model()->set_kv_cache_type(
+      static_cast<inference::v1::Model::KvCacheType>(9));
+  expect(StatusCode::kInvalidArgument, "model.kv_cache_type", no_such_type);
   for (const std::string& artifact :
        {std::string(), std::string("artifacts/"), std::string(64, 'a'),
         "artifacts/" + std::string(63, 'a'), "artifacts/" + std::string(65, 'a'),

@@ -53,6 +53,7 @@ TEST(InferenceConfigTest, EachFieldIsChecked) {
   expect("--model-memory-mib", [](auto& config) { config.model_memory_mib = (1 << 30) + 1; });
   expect("--idle-model-timeout",
          [](auto& config) { config.idle_model_timeout = -absl::Seconds(1); });
+  expect("--kv-cache-type", [](auto& config) { config.kv_cache_type = "int2"; });
 }
 
 class InferenceBinaryTest : public testing::Test {

@@ -62,7 +62,8 @@ TEST_F(MetricsTest, SayWhatWasDone) {
   expect("quern_kv_pages{state=\"used\"}", 0);
   expect("quern_kv_usage_ratio", 0);
   expect("quern_model_info{artifact=\"" + artifact.substr(10, 12) +
-             "\",bits=\"4\",group_size=\"64\",kernel=\"" + kernel + "\",model=\"tiny\"}",
+             "\",bits=\"4\",group_size=\"64\",kernel=\"" + kernel +
+             "\",kv_cache_type=\"float16\",model=\"tiny\"}",
          1);
   // One sequence at a time: the steps computed each prompt and all but the last token of each text.
   expect("quern_step_tokens_sum", prompt + output - 5);

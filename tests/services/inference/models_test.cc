@@ -71,6 +71,32 @@ TEST_F(ModelsTest, ARestartLoadsTheModelsAgain) {
   EXPECT_THAT(Get("failing"), StatusIs(absl::StatusCode::kNotFound, testing::_));
 }
 
+TEST_F(ModelsTest, TheKvCacheTypeIsChosenAtLoadAndKept) {
+  inference::v1::CreateModelRequest request = CheckpointRequest("small", "tiny");
+  request.mutable_model()->set_kv_cache_type(Model::INT4);
+  const Model small = Load(request);
+  ASSERT_EQ(small.state(), Model::ACTIVE) << small.failure_message();
+  EXPECT_EQ(small.kv_cache_type(), Model::INT4);
+  EXPECT_GT(small.kv_cache_kl(), 0);
+  EXPECT_LT(small.kv_cache_kl(), 0.1);
+  LoadTiny();
+  EXPECT_EQ(WaitForLoad("tiny").kv_cache_type(), Model::FLOAT16);
+  EXPECT_FALSE(WaitForLoad("tiny").has_kv_cache_kl());
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse before, Generate(Request("Once", 150, "small")));
+  EXPECT_THAT(before.system_fingerprint(), testing::EndsWith("-kv-int4"));
+
+  // A restart keeps both, whatever is now the default.
+  config_.kv_cache_type = "int8";
+  Start();
+  EXPECT_EQ(WaitForLoad("tiny").kv_cache_type(), Model::FLOAT16);
+  EXPECT_EQ(WaitForLoad("small").kv_cache_type(), Model::INT4);
+  EXPECT_EQ(WaitForLoad("small").kv_cache_kl(), small.kv_cache_kl());
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse after, Generate(Request("Once", 150, "small")));
+  EXPECT_EQ(after.text(), before.text());
+  EXPECT_EQ(Load(CheckpointRequest("other", "tiny")).kv_cache_type(), Model::INT8);
+  EXPECT_THAT(Scrape(), HasSubstr("kv_cache_type=\"int4\",model=\"small\"} 1"));
+}
+
 TEST_F(ModelsTest, ADamagedListStopsTheStart) {
   server_.reset();
   const std::string path = directory_.Path("cache/models.json");
@@ -79,6 +105,7 @@ TEST_F(ModelsTest, ADamagedListStopsTheStart) {
        {std::string("{"), std::string("[]"), std::string(R"({"models":{}})"),
         std::string(R"({"models":[{"id":"a"}]})"),
         std::string(R"({"models":[{"id":"A","checkpoint":"t"}]})"),
+        std::string(R"({"models":[{"id":"a","checkpoint":"t","kv_cache_type":"int3"}]})"),
         std::string(R"({"models":[{"id":"a","artifact":"artifacts/0"}]})"),
         absl::StrCat(R"({"models":[)", valid, ",", valid, "]}"), std::string(2 << 20, ' ')}) {
     OverwriteFile(path, text);

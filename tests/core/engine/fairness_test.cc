@@ -128,7 +128,7 @@ TEST_F(FairnessTest, ALongPromptLeavesRoomForOthersPrompts) {
 }
 
 TEST_F(FairnessTest, PrincipalsThatMakeNoDifferenceAreForgotten) {
-  KvPagePool pool(4, 4);
+  KvPagePool pool(4, 4, /*num_slots=*/4);
   FairQueue queue;
   for (int i = 0; i < 100'000; ++i) {
     GenerationRequest request{.prompt = {1}};

@@ -26,7 +26,7 @@ class SchedulerTest : public testing::Test {
   void Make(SchedulerLimits limits, int num_pages) {
     page_tokens_ = limits.page_tokens;
     scheduler_ = nullptr;
-    pool_ = std::make_unique<KvPagePool>(num_pages, limits.page_tokens);
+    pool_ = std::make_unique<KvPagePool>(num_pages, limits.page_tokens, limits.max_sequences);
     scheduler_ = std::make_unique<Scheduler>(limits, pool_.get());
   }
 

@@ -24,11 +24,12 @@ class SpeculationTest : public testing::Test {
 
   // The answers to `requests`, all at once, each round on the same engine.
   static Answers Run(Guesses guesses, const std::vector<GenerationRequest>& requests,
-                     EngineOptions options = {}, int num_rounds = 1, int max_guesses = 4) {
+                     EngineOptions options = {}, int num_rounds = 1, int max_guesses = 4,
+                     KvCacheType kv_cache_type = KvCacheType::kFloat16) {
     auto engine = Engine::Create(options);
     CHECK(engine.ok()) << engine.status();
     const auto draft = PackedTinySource({}, guesses == Guesses::kFewerBits ? 2 : 4);
-    LoadOptions load;
+    LoadOptions load{.kv_cache_type = kv_cache_type};
     if (guesses != Guesses::kNone) load.speculation.max_guesses = max_guesses;
     if (guesses > Guesses::kNgram) load.speculation.draft = draft.get();
     const auto model = (*engine)->Load(*PackedTinySource({}, 4), load);
@@ -133,6 +134,21 @@ TEST_F(SpeculationTest, PagesThatRunOutAndPrefixesThatAreSharedChangeNothing) {
     EXPECT_GT(plain.stats.preemptions, 0);
     for (const Guesses guesses : {Guesses::kNgram, Guesses::kSameModel, Guesses::kFewerBits}) {
       EXPECT_TRUE(Run(guesses, Requests(), options, 2) == plain) << static_cast<int>(guesses);
+    }
+  }
+}
+
+TEST_F(SpeculationTest, PagesOfIntegersAreRoundedAlike) {
+  for (const KvCacheType type : {KvCacheType::kInt8, KvCacheType::kInt4}) {
+    // Through pages that end, and prefixes that are found again.
+    std::vector<GenerationRequest> requests = Requests();
+    requests.erase(requests.begin(), requests.end() - 3);
+    for (GenerationRequest& request : requests) request.max_output_tokens = 150;
+    const Answers plain = Run(Guesses::kNone, requests, {}, 2, 4, type);
+    for (const Guesses guesses : {Guesses::kNgram, Guesses::kSameModel, Guesses::kFewerBits}) {
+      const Answers guessed = Run(guesses, requests, {}, 2, kMaxGuesses, type);
+      EXPECT_TRUE(guessed == plain) << static_cast<int>(guesses);
+      EXPECT_GT(guessed.stats.guessed_tokens, 100);
     }
   }
 }

@@ -55,6 +55,8 @@ class Tokenizer {
   // The id whose token is exactly `token` (special tokens included), or -1.
   virtual int32_t TokenToId(absl::string_view token) const = 0;
   virtual bool IsSpecial(int32_t id) const = 0;
+  // Where the token is found in a text, the white space behind it is lost.
+  virtual bool TakesSpaceBehind(int32_t id) const = 0;
   // -1 when the tokenizer names none.
   virtual int32_t bos_id() const = 0;
 };

@@ -342,6 +342,7 @@ absl::Status ReadAddedTokens(const JsonObject& file, TokenizerSpec* spec) {
       if (!added.ok()) return At(row.where(), added);
     }
     if (token.special) spec->vocabulary.MarkSpecial(token.id);
+    if (token.rstrip) spec->vocabulary.MarkTakesSpaceBehind(token.id);
     spec->added_tokens.push_back(std::move(token));
   }
   return absl::OkStatus();

@@ -25,6 +25,9 @@ class Vocabulary {
   // another token. `id` must not be negative.
   absl::Status Add(absl::string_view text, int32_t id);
   void MarkSpecial(int32_t id) { entries_[static_cast<size_t>(id)].special = true; }
+  void MarkTakesSpaceBehind(int32_t id) {
+    entries_[static_cast<size_t>(id)].takes_space_behind = true;
+  }
   // What the token is in decoded text.
   void SetBytes(int32_t id, std::string bytes) {
     entries_[static_cast<size_t>(id)].bytes = std::move(bytes);
@@ -43,12 +46,14 @@ class Vocabulary {
     return InRange(id) ? absl::string_view(entry(id).bytes) : "";
   }
   bool IsSpecial(int32_t id) const { return InRange(id) && entry(id).special; }
+  bool TakesSpaceBehind(int32_t id) const { return InRange(id) && entry(id).takes_space_behind; }
 
  private:
   struct Entry {
     std::string text;
     std::string bytes;
     bool special = false;
+    bool takes_space_behind = false;
   };
   bool InRange(int32_t id) const { return id >= 0 && id < size(); }
   const Entry& entry(int32_t id) const { return entries_[static_cast<size_t>(id)]; }

@@ -25,6 +25,7 @@ class PieceTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return static_cast<int32_t>(pieces_.size()); }
   int32_t TokenToId(absl::string_view) const override { return -1; }
   bool IsSpecial(int32_t) const override { return false; }
+  bool TakesSpaceBehind(int32_t) const override { return false; }
   int32_t bos_id() const override { return -1; }
 
  private:

@@ -55,6 +55,18 @@ size_t FindInvalidUtf8(absl::string_view bytes) {
   return absl::string_view::npos;
 }
 
+std::string ReplaceInvalidUtf8(absl::string_view bytes) {
+  std::string text;
+  for (size_t invalid = FindInvalidUtf8(bytes); invalid != absl::string_view::npos;
+       invalid = FindInvalidUtf8(bytes)) {
+    absl::StrAppend(&text, bytes.substr(0, invalid), "\uFFFD");
+    bytes.remove_prefix(invalid);
+    bytes.remove_prefix(NextUtf8(bytes).num_bytes);
+  }
+  absl::StrAppend(&text, bytes);
+  return text;
+}
+
 std::string Quoted(absl::string_view text, size_t max_bytes) {
   absl::string_view shown = text.substr(0, max_bytes);
   const size_t invalid = FindInvalidUtf8(shown);

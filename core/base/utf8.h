@@ -32,6 +32,9 @@ inline bool IsUtf8(absl::string_view bytes) {
   return FindInvalidUtf8(bytes) == absl::string_view::npos;
 }
 
+// `bytes` with U+FFFD for whatever is no whole character.
+std::string ReplaceInvalidUtf8(absl::string_view bytes);
+
 // `text` in quotes for a message: at most its first `max_bytes` bytes (with "..." for the rest),
 // with control characters escaped, and every byte beyond ASCII too where they are not UTF-8.
 std::string Quoted(absl::string_view text, size_t max_bytes = 80);

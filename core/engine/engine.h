@@ -74,6 +74,7 @@ struct SamplingParams {
 };
 
 inline constexpr int kMaxLogprobs = 20;
+inline constexpr int kMaxStopIds = 64;
 
 enum class FinishReason {
   kEndOfText,
@@ -100,11 +101,17 @@ struct GenerationRequest {
   // Log-probabilities, handed to OnLogprobs: of each token of the answer, and of this many most
   // probable ones beside it, at most kMaxLogprobs. Unset: none.
   std::optional<int> num_logprobs;
+  // The same of the tokens of the prompt, handed to OnPromptLogprobs. The prefix cache is not used.
+  std::optional<int> num_prompt_logprobs;
+  // Ends with kMaxOutputTokens where the prompt does, and nothing is drawn; max_output_tokens and
+  // min_output_tokens are 0 then.
+  bool prompt_only = false;
   // At most 4, each 1 to 64 bytes of UTF-8. The text ends before the first match.
   std::vector<std::string> stop_sequences;
   // Sampling goes on through end-of-text tokens (calibration wants full lengths).
   bool ignore_end_of_text = false;
-  // Ids that end the text beside the model's own end-of-text ids (a chat format's).
+  // Ids that end the text beside the model's own end-of-text ids (a chat format's); at most
+  // kMaxStopIds.
   std::vector<int32_t> stop_ids;
   // Who asks; empty when that is not known. Principals get equal shares of the tokens. Only
   // requests of the same one share what the prefix cache holds, so that nobody can find out by
@@ -150,6 +157,11 @@ class TokenSink {
   // them, the most probable first.
   virtual void OnLogprobs(const TokenLogprob& /*token*/,
                           absl::Span<const TokenLogprob> /*most_probable*/) {}
+  // Before the first OnTokens, once for each token of the prompt in order, when the request asks
+  // for it. The first has none before it that could predict it: a logprob of 0 and no
+  // `most_probable`.
+  virtual void OnPromptLogprobs(const TokenLogprob& /*token*/,
+                                absl::Span<const TokenLogprob> /*most_probable*/) {}
   // Before OnEnd of a request that did not end well: so many tokens were computed for it in vain.
   virtual void OnDiscarded(int64_t /*num_tokens*/) {}
   // Called exactly once, last. OK with a result, or why the request failed or was cancelled:

@@ -165,7 +165,7 @@ bool Scheduler::Admit(Sequence& sequence, absl::Time now) {
 void Scheduler::Schedule(Sequence& sequence) {
   int num_tokens = std::min(sequence.num_pending(), tokens_left_);
   int num_logits = 0;
-  if (sequence.scoring()) {
+  if (sequence.wants_prompt_logits()) {
     // Rows that were delivered before a preemption are not wanted again.
     const int delivered = std::max(0, sequence.num_scored - sequence.num_computed);
     num_tokens = std::min(num_tokens, delivered + logits_left_);

@@ -83,7 +83,7 @@ class Scheduler {
   template <typename Visit>
   void ForEachDecoding(Visit visit) {
     for (const auto& sequence : running_) {
-      if (sequence->num_pending() == 1 && !sequence->scoring()) visit(*sequence);
+      if (sequence->num_pending() == 1 && !sequence->wants_prompt_logits()) visit(*sequence);
     }
   }
   int64_t num_preemptions() const { return num_preemptions_; }

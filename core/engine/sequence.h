@@ -45,6 +45,10 @@ struct Sequence {
   int num_pending() const { return num_tokens() - num_computed; }
   int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
   bool scoring() const { return on_logits != nullptr; }
+  // Somebody wants logits of more of the prompt's tokens than the last. No output is there then.
+  bool wants_prompt_logits() const {
+    return (scoring() || request.num_prompt_logprobs.has_value()) && num_scored < num_prompt_tokens;
+  }
   int num_guesses() const { return draft.empty() ? 0 : static_cast<int>(draft.size()) - 1; }
   // Gives back all pages; their keys and values are to be computed again.
   void ReleasePages() {
@@ -62,7 +66,7 @@ struct Sequence {
   const LogitsFn on_logits;
 
   int num_computed = 0;  // leading tokens whose keys and values are in `pages`
-  int num_scored = 0;    // leading tokens whose logits went to on_logits
+  int num_scored = 0;    // leading tokens of the prompt whose logits went to those who want them
   int num_cached = 0;    // leading tokens whose keys and values were there at the first admission
   int64_t work_tokens = 0;        // tokens computed for it, those done again included
   int64_t recomputed_tokens = 0;  // of these, those done again

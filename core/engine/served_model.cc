@@ -218,6 +218,7 @@ ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokeni
       pages_(model_->num_pages(), limits.page_tokens, limits.max_sequences),
       scheduler_(limits, &pages_),
       scratch_(pool->num_threads()) {
+  draws_.reserve(limits.max_logits);
   for (SamplerScratch& scratch : scratch_) {
     // Here, as the threads of a step cannot report that there is no memory.
     scratch.Reserve(info_.config.vocab_size);
@@ -232,9 +233,9 @@ std::unique_ptr<Sequence> ServedModel::NewSequence(GenerationRequest request,
       tokenizer_ != nullptr && std::any_of(request.prompt.begin(), request.prompt.end(),
                                            [&](int32_t id) { return !tokenizer_->IsSpecial(id); });
   TextStream text(tokenizer_, continues_text, request.stop_sequences);
-  // A scoring wants the logits of every token.
-  const uint64_t prefix_root =
-      prefix_cache_ && on_logits == nullptr ? PrefixRoot(request.principal) : 0;
+  // What is in the cache is not computed, and has no logits.
+  const bool wants_logits = on_logits != nullptr || request.num_prompt_logprobs.has_value();
+  const uint64_t prefix_root = prefix_cache_ && !wants_logits ? PrefixRoot(request.principal) : 0;
   auto sequence =
       std::make_unique<Sequence>(std::move(request), std::move(sink), std::move(on_logits),
                                  std::move(text), &pages_, prefix_root, clock_->Now());
@@ -281,6 +282,11 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
                                                      info_.config.vocab_size));
     }
   }
+  if (request.stop_ids.size() > kMaxStopIds) {
+    return absl::InvalidArgumentError(absl::StrCat("there are ", request.stop_ids.size(),
+                                                   " stop ids, at most ", kMaxStopIds,
+                                                   " are supported"));
+  }
   for (const int32_t id : request.stop_ids) {
     if (id < 0 || id >= info_.config.vocab_size) {
       return absl::InvalidArgumentError(
@@ -299,6 +305,16 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
   if (const int count = request.num_logprobs.value_or(0); count < 0 || count > kMaxLogprobs) {
     return absl::InvalidArgumentError(
         absl::StrCat("num_logprobs is ", count, ", wanted 0 to ", kMaxLogprobs));
+  }
+  if (const int count = request.num_prompt_logprobs.value_or(0);
+      count < 0 || count > kMaxLogprobs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_prompt_logprobs is ", count, ", wanted 0 to ", kMaxLogprobs));
+  }
+  if (request.prompt_only && (request.max_output_tokens != 0 || request.min_output_tokens != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt_only is set, max_output_tokens is ", request.max_output_tokens,
+                     " and min_output_tokens ", request.min_output_tokens, "; wanted 0 for both"));
   }
   if (request.max_output_tokens < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -391,8 +407,8 @@ ServedModel::StepReport ServedModel::RunPlan(const std::vector<ScheduledRun>& pl
     stats.guessed_tokens += run.num_guesses;
     if (sequence.scoring()) {
       DeliverLogits(run, logits->data() + row * info_.config.vocab_size);
-    } else if (run.num_logits > 0) {
-      draws_.push_back({.sequence = &sequence, .row = row, .run = &run, .token = 0});
+    } else {
+      PlanDraws(run, row);
     }
     row += run.num_logits;
   }
@@ -438,8 +454,15 @@ void ServedModel::DraftGuesses() {
 
 bool ServedModel::TakeDraw(Draw& draw, EngineStats& stats) {
   Sequence& sequence = *draw.sequence;
+  // Its other draws are no longer wanted.
+  if (!finished_.empty() && finished_.back().first == &sequence) return false;
   if (!draw.token.ok()) {
     Finish(sequence, draw.token.status());
+    return false;
+  }
+  if (!DeliverPromptLogprobs(draw) || IsOfPrompt(draw)) return false;
+  if (sequence.request.prompt_only) {
+    Finish(sequence, MakeResult(sequence, FinishReason::kMaxOutputTokens, clock_->Now()));
     return false;
   }
   ++stats.generated_tokens;
@@ -496,6 +519,23 @@ void ServedModel::DeliverLogits(const ScheduledRun& run, const float* logits) {
   }
 }
 
+void ServedModel::PlanDraws(const ScheduledRun& run, int64_t row) {
+  Sequence& sequence = *run.sequence;
+  if (!sequence.wants_prompt_logits()) {
+    if (run.num_logits > 0) {
+      draws_.push_back({.sequence = &sequence, .row = row, .run = &run, .token = 0});
+    }
+    return;
+  }
+  for (int i = 0; i < run.num_logits; ++i) {
+    draws_.push_back({.sequence = &sequence,
+                      .row = row + i,
+                      .run = &run,
+                      .position = sequence.num_scored++,
+                      .token = 0});
+  }
+}
+
 void ServedModel::DrawTokens(absl::Span<const float> logits) {
   const auto num_draws = static_cast<int64_t>(draws_.size());
   const int num_threads = pool_->num_threads();
@@ -528,11 +568,33 @@ absl::StatusOr<int32_t> ServedModel::DrawNext(const Sequence& sequence,
 void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scratch,
                             Draw& draw) const {
   const GenerationRequest& request = draw.sequence->request;
+  if (IsOfPrompt(draw)) {
+    draw.logprob = Logprobs(logits, draw.sequence->tokens[draw.position + 1],
+                            MostProbable(draw, request.num_prompt_logprobs), scratch);
+    if (std::isnan(draw.logprob.logprob)) {
+      draw.token = absl::InternalError(
+          absl::StrCat("the logits of prompt token ", draw.position, " are not finite"));
+    }
+    return;
+  }
+  if (request.prompt_only) return;
   draw.token = DrawNext(*draw.sequence, logits, scratch);
   if (!draw.token.ok() || !request.num_logprobs.has_value()) return;
-  draw.logprob =
-      Logprobs(logits, *draw.token,
-               absl::MakeSpan(draw.most_probable.data(), num_logprobs(request)), scratch);
+  draw.logprob = Logprobs(logits, *draw.token, MostProbable(draw, request.num_logprobs), scratch);
+}
+
+bool ServedModel::DeliverPromptLogprobs(const Draw& draw) {
+  if (draw.position < 0) return true;
+  Sequence& sequence = *draw.sequence;
+  absl::Status status = Guarded("OnPromptLogprobs", [&] {
+    if (draw.position == 0) sequence.sink->OnPromptLogprobs({.id = sequence.tokens[0]}, {});
+    if (!IsOfPrompt(draw)) return;
+    sequence.sink->OnPromptLogprobs(draw.logprob,
+                                    MostProbable(draw, sequence.request.num_prompt_logprobs));
+  });
+  if (status.ok()) return true;
+  Finish(sequence, std::move(status));
+  return false;
 }
 
 bool ServedModel::DeliverToken(const Draw& draw) {
@@ -563,8 +625,7 @@ bool ServedModel::DeliverToken(const Draw& draw) {
       const absl::Span<const int32_t> ids =
           ends_text ? absl::Span<const int32_t>() : absl::MakeConstSpan(&token, 1);
       if (request.num_logprobs.has_value() && !ends_text) {
-        sequence.sink->OnLogprobs(
-            draw.logprob, absl::MakeConstSpan(draw.most_probable.data(), num_logprobs(request)));
+        sequence.sink->OnLogprobs(draw.logprob, MostProbable(draw, request.num_logprobs));
       }
       sequence.sink->OnTokens(ids, text);
     });

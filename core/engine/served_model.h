@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -72,6 +73,8 @@ class ServedModel {
     int64_t row;  // of the step's logits
     const ScheduledRun* run = nullptr;
     int num_accepted = 0;  // of the run's guesses
+    // The place in the prompt whose logits these are, when the request wants the prompt's logprobs.
+    int position = -1;
     absl::StatusOr<int32_t> token;
     // As the request asks for them; here, since the threads that draw must not allocate.
     TokenLogprob logprob;
@@ -93,11 +96,25 @@ class ServedModel {
   void EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended);
   // Hands a scoring sequence's logits over, [num_logits, vocab_size] from `logits`.
   void DeliverLogits(const ScheduledRun& run, const float* logits);
+  // Notes what the step's rows from `row` on are for.
+  void PlanDraws(const ScheduledRun& run, int64_t row);
   void DrawTokens(absl::Span<const float> logits);
-  int num_logprobs(const GenerationRequest& request) const {
-    return std::min(request.num_logprobs.value_or(0), info_.config.vocab_size);
+  // Whether `draw` is of a token that the prompt has already.
+  static bool IsOfPrompt(const Draw& draw) {
+    return draw.position >= 0 && draw.position + 1 < draw.sequence->num_prompt_tokens;
+  }
+  absl::Span<TokenLogprob> MostProbable(Draw& draw, const std::optional<int>& count) const {
+    return absl::MakeSpan(draw.most_probable.data(),
+                          std::min(count.value_or(0), info_.config.vocab_size));
+  }
+  absl::Span<const TokenLogprob> MostProbable(const Draw& draw,
+                                              const std::optional<int>& count) const {
+    return absl::MakeConstSpan(draw.most_probable.data(),
+                               std::min(count.value_or(0), info_.config.vocab_size));
   }
   void DrawToken(absl::Span<const float> logits, SamplerScratch& scratch, Draw& draw) const;
+  // Hands on the prompt's logprobs that `draw` has. False when that failed and ended the sequence.
+  bool DeliverPromptLogprobs(const Draw& draw);
   void EndAtTimeLimit(Sequence& sequence, absl::Time now);
   // What the request draws from `logits` as its next token.
   absl::StatusOr<int32_t> DrawNext(const Sequence& sequence, absl::Span<const float> logits,

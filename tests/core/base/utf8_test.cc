@@ -34,6 +34,13 @@ TEST(Utf8Test, TellsUnfinishedFromImpossible) {
   EXPECT_EQ(NextUtf8("\xf0\x9f\x98\x80z").code_point, char32_t{0x1f600});
 }
 
+TEST(Utf8Test, ReplacesWhatIsNoCharacter) {
+  EXPECT_EQ(ReplaceInvalidUtf8("caf\xc3\xa9"), "caf\xc3\xa9");
+  EXPECT_EQ(ReplaceInvalidUtf8("\xf0\x9f\x98"), "\uFFFD");
+  EXPECT_EQ(ReplaceInvalidUtf8("a\xff\xc3z\x80"), "a\uFFFD\uFFFDz\uFFFD");
+  EXPECT_EQ(ReplaceInvalidUtf8(""), "");
+}
+
 TEST(Utf8Test, QuotesForMessages) {
   EXPECT_EQ(Quoted("caf\xc3\xa9 \"\n\x1b"), "\"caf\xc3\xa9 \\\"\\n\\033\"");
   EXPECT_EQ(Quoted("\xc3\xa9\xff"), "\"\\303\\251\\377\"");

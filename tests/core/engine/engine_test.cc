@@ -190,6 +190,7 @@ TEST_F(EngineTest, BadRequestsAreRefusedByName) {
       {[](auto& r) { r.min_output_tokens = -1; }, "min_output_tokens is -1"},
       {[](auto& r) { r.min_output_tokens = 5; }, "min_output_tokens is 5, max_output_tokens 4"},
       {[](auto& r) { r.num_logprobs = 21; }, "num_logprobs is 21"},
+      {[](auto& r) { r.stop_ids.assign(65, 1); }, "65 stop ids"},
       {[](auto& r) { r.stop_sequences.assign(5, "x"); }, "5 stop sequences"},
       {[](auto& r) { r.stop_sequences = {""}; }, "0 bytes"},
       {[](auto& r) { r.stop_sequences = {std::string(65, 'x')}; }, "65 bytes"},

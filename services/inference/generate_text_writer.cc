@@ -15,6 +15,7 @@ using inference::v1::GenerateTextResponse;
 void Append(const GenerateTextResponse& piece, GenerateTextResponse* response) {
   response->mutable_token_ids()->MergeFrom(piece.token_ids());
   response->mutable_logprobs()->MergeFrom(piece.logprobs());
+  response->mutable_prompt_logprobs()->MergeFrom(piece.prompt_logprobs());
   response->mutable_text()->append(piece.text());
 }
 

@@ -3,6 +3,7 @@
 #include <absl/time/time.h>
 
 #include "core/base/log.h"
+#include "core/base/utf8.h"
 
 namespace quern {
 namespace {
@@ -63,21 +64,36 @@ void GenerationSink::OnTokens(absl::Span<const int32_t> ids, absl::string_view t
   piece_.mutable_token_ids()->Add(ids.begin(), ids.end());
   piece_.set_text(text.data(), text.size());
   piece_.mutable_logprobs()->Swap(&logprobs_);
+  piece_.mutable_prompt_logprobs()->Swap(&prompt_logprobs_);
   Deliver(piece_);
 }
 
 void GenerationSink::OnLogprobs(const TokenLogprob& token,
                                 absl::Span<const TokenLogprob> most_probable) {
+  Fill(token, most_probable, logprobs_.Add());
+}
+
+void GenerationSink::OnPromptLogprobs(const TokenLogprob& token,
+                                      absl::Span<const TokenLogprob> most_probable) {
+  Fill(token, most_probable, prompt_logprobs_.Add());
+}
+
+void GenerationSink::Fill(const TokenLogprob& token, absl::Span<const TokenLogprob> most_probable,
+                          inference::v1::TokenLogprobs* out) const {
+  // The tokenizer has the bytes of every token at hand: nothing is decoded here.
   const auto fill = [&](const TokenLogprob& from, inference::v1::TokenLogprobs::Candidate* to) {
     to->set_token_id(from.id);
     to->set_logprob(from.logprob);
     if (model_->tokenizer == nullptr) return;
-    to->set_text(model_->tokenizer->Decode({&from.id, 1}, /*keep_special=*/true));
+    const absl::string_view bytes = model_->tokenizer->TokenBytes(from.id);
+    if (IsUtf8(bytes)) {
+      to->set_text(bytes.data(), bytes.size());
+    } else {
+      to->set_text(ReplaceInvalidUtf8(bytes));
+    }
   };
-  inference::v1::TokenLogprobs* logprobs = logprobs_.Add();
-  fill(token, logprobs->mutable_token());
-  for (const TokenLogprob& candidate : most_probable)
-    fill(candidate, logprobs->add_most_probable());
+  fill(token, out->mutable_token());
+  for (const TokenLogprob& candidate : most_probable) fill(candidate, out->add_most_probable());
 }
 
 void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
@@ -114,6 +130,7 @@ void GenerationSink::OnEnd(absl::StatusOr<GenerationResult> result) {
   CountEnd(OutcomeOf(result->finish_reason));
 
   GenerateTextResponse closing;
+  closing.mutable_prompt_logprobs()->Swap(&prompt_logprobs_);  // no token came
   closing.set_finish_reason(FinishReasonToProto(result->finish_reason));
   closing.set_matched_stop_sequence(result->matched_stop_sequence);
   closing.set_seed(static_cast<int64_t>(result->seed));

@@ -37,6 +37,8 @@ class GenerationSink : public TokenSink {
   void Refuse(Rejection reason, const absl::Status& status);
 
   void OnLogprobs(const TokenLogprob& token, absl::Span<const TokenLogprob> most_probable) final;
+  void OnPromptLogprobs(const TokenLogprob& token,
+                        absl::Span<const TokenLogprob> most_probable) final;
   void OnTokens(absl::Span<const int32_t> ids, absl::string_view text) final;
   void OnDiscarded(int64_t num_tokens) final { discarded_tokens_ = num_tokens; }
   void OnEnd(absl::StatusOr<GenerationResult> result) final;
@@ -59,6 +61,8 @@ class GenerationSink : public TokenSink {
   // Lets go of the model, which may leave memory while its last text is still on its way, and
   // closes.
   void End(const absl::Status& status, const inference::v1::GenerateTextResponse& closing);
+  void Fill(const TokenLogprob& token, absl::Span<const TokenLogprob> most_probable,
+            inference::v1::TokenLogprobs* out) const;
   void CountEnd(Outcome outcome);
   void CountFirstToken(SteadyTime now);
 
@@ -70,6 +74,7 @@ class GenerationSink : public TokenSink {
   int prompt_tokens_ = 0;
   // Of the next piece; kept for their memory.
   google::protobuf::RepeatedPtrField<inference::v1::TokenLogprobs> logprobs_;
+  google::protobuf::RepeatedPtrField<inference::v1::TokenLogprobs> prompt_logprobs_;
   inference::v1::GenerateTextResponse piece_;
   int generated_tokens_ = 0;
   int64_t discarded_tokens_ = 0;

@@ -5,15 +5,18 @@
 
 #include "services/common/status.h"
 #include "services/inference/generate_text_writer.h"
-#include "services/inference/request_check.h"
 
 namespace quern {
 namespace {
 
 using inference::v1::CountTokensRequest;
 using inference::v1::CountTokensResponse;
+using inference::v1::DetokenizeRequest;
+using inference::v1::DetokenizeResponse;
 using inference::v1::GenerateTextRequest;
 using inference::v1::GenerateTextResponse;
+using inference::v1::TokenizeRequest;
+using inference::v1::TokenizeResponse;
 
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   const std::chrono::system_clock::time_point deadline = context.deadline();
@@ -54,21 +57,38 @@ void InferenceServiceImpl::Begin(const grpc::CallbackServerContext& context,
   sink->Refuse(absl::IsUnavailable(taken) ? Rejection::kDraining : RejectionOf(taken), taken);
 }
 
+template <typename Request, typename Response>
+grpc::ServerUnaryReactor* InferenceServiceImpl::RunUnary(
+    grpc::CallbackServerContext* context, const Request* request, Response* response,
+    absl::Status (TextGenerator::*work)(const Request&, const ActiveModel&, Response*) const) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto with_model = [this, request, response, reactor,
+                           work](absl::StatusOr<std::shared_ptr<const ActiveModel>> model) {
+    reactor->Finish(ToGrpcStatus(model.ok() ? (generator_.*work)(*request, **model, response)
+                                            : model.status()));
+  };
+  const absl::Status posted = generator_.Post(
+      [this, request, with_model] { generator_.WithModel(request->model(), with_model); });
+  if (!posted.ok()) reactor->Finish(ToGrpcStatus(posted));
+  return reactor;
+}
+
 grpc::ServerUnaryReactor* InferenceServiceImpl::CountTokens(grpc::CallbackServerContext* context,
                                                             const CountTokensRequest* request,
                                                             CountTokensResponse* response) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const auto count_with = [request, response,
-                           reactor](absl::StatusOr<std::shared_ptr<const ActiveModel>> model) {
-    const absl::StatusOr<int> count =
-        model.ok() ? CountPromptTokens(*request, **model) : absl::StatusOr<int>(model.status());
-    if (count.ok()) response->set_token_count(*count);
-    reactor->Finish(ToGrpcStatus(count.status()));
-  };
-  const absl::Status posted = generator_.Post(
-      [this, request, count_with] { generator_.WithModel(request->model(), count_with); });
-  if (!posted.ok()) reactor->Finish(ToGrpcStatus(posted));
-  return reactor;
+  return RunUnary(context, request, response, &TextGenerator::CountTokens);
+}
+
+grpc::ServerUnaryReactor* InferenceServiceImpl::Tokenize(grpc::CallbackServerContext* context,
+                                                         const TokenizeRequest* request,
+                                                         TokenizeResponse* response) {
+  return RunUnary(context, request, response, &TextGenerator::Tokenize);
+}
+
+grpc::ServerUnaryReactor* InferenceServiceImpl::Detokenize(grpc::CallbackServerContext* context,
+                                                           const DetokenizeRequest* request,
+                                                           DetokenizeResponse* response) {
+  return RunUnary(context, request, response, &TextGenerator::Detokenize);
 }
 
 }  // namespace quern

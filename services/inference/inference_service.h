@@ -26,12 +26,23 @@ class InferenceServiceImpl final : public inference::v1::InferenceService::Callb
   grpc::ServerUnaryReactor* CountTokens(grpc::CallbackServerContext* context,
                                         const inference::v1::CountTokensRequest* request,
                                         inference::v1::CountTokensResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const inference::v1::TokenizeRequest* request,
+                                     inference::v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const inference::v1::DetokenizeRequest* request,
+                                       inference::v1::DetokenizeResponse* response) override;
 
  private:
   // `request` lives until `sink` ends its call.
   void Begin(const grpc::CallbackServerContext& context,
              const inference::v1::GenerateTextRequest* request,
              std::shared_ptr<GenerationSink> sink);
+  // Runs `work` on a thread of the generator.
+  template <typename Request, typename Response>
+  grpc::ServerUnaryReactor* RunUnary(
+      grpc::CallbackServerContext* context, const Request* request, Response* response,
+      absl::Status (TextGenerator::*work)(const Request&, const ActiveModel&, Response*) const);
 
   TextGenerator& generator_;
   InferenceMetrics& metrics_;

@@ -166,12 +166,26 @@ void ReadLogitBias(Fields& fields, inference::v1::SamplingParams& sampling) {
   }
 }
 
+// The model as the client wrote it.
+template <typename Request>
+std::string ReadModel(Fields& fields, Request& request) {
+  std::string model = fields.String("model").value_or("");
+  if (model.empty()) fields.Fail("model", "wanted the name of a model of GET /v1/models");
+  request.set_model(absl::StartsWith(model, "models/") ? model : absl::StrCat("models/", model));
+  return model;
+}
+
+void ReadIds(Fields& fields, const std::string& name, const Json& array,
+             google::protobuf::RepeatedField<int32_t>* ids) {
+  for (const Json& id : array) {
+    const auto value = fields.AsInt(name, id, 0, std::numeric_limits<int32_t>::max());
+    if (value.has_value()) ids->Add(static_cast<int32_t>(*value));
+  }
+}
+
 // What both kinds of request have; ranges are the engine's to check.
 void ReadCommon(Fields& fields, OpenAiRequest& out, GenerateTextRequest& request) {
-  out.model = fields.String("model").value_or("");
-  if (out.model.empty()) fields.Fail("model", "wanted the name of a model of GET /v1/models");
-  request.set_model(absl::StartsWith(out.model, "models/") ? out.model
-                                                           : absl::StrCat("models/", out.model));
+  out.model = ReadModel(fields, request);
   out.stream = fields.Bool("stream").value_or(false);
   if (const Json* options = fields.Take("stream_options"); options != nullptr) {
     if (!options->is_object()) {
@@ -203,11 +217,14 @@ void ReadCommon(Fields& fields, OpenAiRequest& out, GenerateTextRequest& request
   ReadLogitBias(fields, sampling);
   ReadStop(fields, request);
   if (const Json* ids = fields.Take("stop_token_ids"); ids != nullptr) {
-    if (!ids->is_array()) fields.FailType("stop_token_ids", "an array of token ids", *ids);
-    for (const Json& id : ids->is_array() ? *ids : Json::array()) {
-      const auto value = fields.AsInt("stop_token_ids", id, 0, std::numeric_limits<int32_t>::max());
-      if (value.has_value()) request.add_stop_token_ids(static_cast<int32_t>(*value));
+    if (!ids->is_array()) {
+      fields.FailType("stop_token_ids", "an array of token ids", *ids);
+    } else {
+      ReadIds(fields, "stop_token_ids", *ids, request.mutable_stop_token_ids());
     }
+  }
+  if (const auto count = fields.Int("prompt_logprobs")) {
+    request.set_num_prompt_logprobs(static_cast<int32_t>(*count));
   }
   request.set_min_output_tokens(static_cast<int32_t>(fields.Int("min_tokens").value_or(0)));
   request.set_ignore_end_of_text(fields.Bool("ignore_eos").value_or(false));
@@ -227,10 +244,10 @@ int ReadChoices(Fields& fields) {
 }
 
 // n times each prompt; with a seed, each choice has its own.
-void AddChoices(const GenerateTextRequest& request, const std::string& echo, int n,
-                OpenAiRequest& out) {
+void AddChoices(OpenAiRequest::Choice choice, int n, OpenAiRequest& out) {
   for (int i = 0; i < n; ++i) {
-    out.choices.push_back({request, echo, /*is_first_of_prompt=*/i == 0});
+    choice.is_first_of_prompt = i == 0;
+    out.choices.push_back(choice);
     inference::v1::SamplingParams& sampling = *out.choices.back().request.mutable_sampling();
     if (sampling.has_seed()) {
       sampling.set_seed(static_cast<int64_t>(static_cast<uint64_t>(sampling.seed()) + i));
@@ -307,13 +324,19 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(absl::string_view body) {
   Fields fields(document);
   ReadCommon(fields, out, request);
   request.set_max_output_tokens(
-      static_cast<int32_t>(fields.Int("max_tokens", 1).value_or(kDefaultCompletionTokens)));
+      static_cast<int32_t>(fields.Int("max_tokens", 0).value_or(kDefaultCompletionTokens)));
+  request.set_prompt_only(request.max_output_tokens() == 0);
+  OpenAiRequest::Choice choice{.prompt_logprobs = request.has_num_prompt_logprobs()};
   if (const auto count = fields.Int("logprobs", 0, 20)) {
     request.set_num_logprobs(static_cast<int32_t>(*count));
   }
-  const bool echo = fields.Bool("echo").value_or(false);
-  if (echo && request.has_num_logprobs()) {
-    fields.Fail("echo", "this server does not support it together with logprobs");
+  choice.echo = fields.Bool("echo").value_or(false);
+  choice.echo_logprobs = choice.echo && request.has_num_logprobs();
+  if (choice.echo_logprobs) {
+    if (choice.prompt_logprobs && request.num_prompt_logprobs() != request.num_logprobs()) {
+      fields.Fail("prompt_logprobs", "with echo, this server supports only the number of logprobs");
+    }
+    request.set_num_prompt_logprobs(request.num_logprobs());
   }
   const int n = ReadChoices(fields);
   fields.Refuse("best_of", n);
@@ -331,18 +354,12 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(absl::string_view body) {
     if (one.is_string()) {
       with_prompt.set_prompt(one.get<std::string>());
     } else if (one.is_array()) {
-      with_prompt.mutable_prompt_tokens();
-      for (const Json& id : one) {
-        const auto value = fields.AsInt("prompt", id, 0, std::numeric_limits<int32_t>::max());
-        if (value.has_value()) {
-          with_prompt.mutable_prompt_tokens()->add_ids(static_cast<int32_t>(*value));
-        }
-      }
-      if (echo) fields.Fail("echo", "this server supports it only for a prompt that is a text");
+      ReadIds(fields, "prompt", one, with_prompt.mutable_prompt_tokens()->mutable_ids());
     } else {
       fields.FailType("prompt", "a text, token ids, or an array of either", one);
     }
-    AddChoices(with_prompt, echo ? with_prompt.prompt() : "", n, out);
+    choice.request = std::move(with_prompt);
+    AddChoices(choice, n, out);
   }
   RETURN_IF_ERROR(fields.Finish());
   return out;
@@ -379,8 +396,50 @@ absl::StatusOr<OpenAiRequest> ParseChatCompletion(absl::string_view body) {
     fields.Refuse(name);
   }
   RETURN_IF_ERROR(fields.Finish());
-  AddChoices(request, "", n, out);
+  AddChoices({.request = request, .prompt_logprobs = request.has_num_prompt_logprobs()}, n, out);
   return out;
+}
+
+absl::StatusOr<OpenAiTokenize> ParseTokenize(absl::string_view body) {
+  ASSIGN_OR_RETURN(const Json document, ParseObject(body));
+  OpenAiTokenize out;
+  Fields fields(document);
+  ReadModel(fields, out.request);
+  if (document.contains("messages")) {
+    ReadMessages(fields, *out.request.mutable_chat());
+    // Chats come as they are answered.
+    fields.Refuse("add_generation_prompt", true);
+    fields.Refuse("add_special_tokens", false);
+    fields.Refuse("continue_final_message", false);
+    fields.Refuse("tools", Json::array());
+  } else {
+    const auto prompt = fields.String("prompt");
+    if (!prompt.has_value()) fields.Fail("prompt", "wanted a text, or messages in its place");
+    out.request.set_text(prompt.value_or(""));
+    if (const auto add = fields.Bool("add_special_tokens")) {
+      out.request.set_add_special_tokens(*add);
+    }
+  }
+  out.token_strs = fields.Bool("return_token_strs").value_or(false);
+  out.request.set_with_pieces(out.token_strs);
+  RETURN_IF_ERROR(fields.Finish());
+  return out;
+}
+
+absl::StatusOr<inference::v1::DetokenizeRequest> ParseDetokenize(absl::string_view body) {
+  ASSIGN_OR_RETURN(const Json document, ParseObject(body));
+  inference::v1::DetokenizeRequest request;
+  request.set_keep_special(true);
+  Fields fields(document);
+  ReadModel(fields, request);
+  const Json* tokens = fields.Take("tokens");
+  if (tokens == nullptr || !tokens->is_array()) {
+    fields.FailType("tokens", "an array of token ids", tokens == nullptr ? Json() : *tokens);
+  } else {
+    ReadIds(fields, "tokens", *tokens, request.mutable_token_ids());
+  }
+  RETURN_IF_ERROR(fields.Finish());
+  return request;
 }
 
 std::string ParamOf(const absl::Status& status) {

@@ -48,62 +48,109 @@ OrderedJson UsageOf(const OpenAiUsage& usage) {
           {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
 }
 
-OrderedJson ChatLogprob(const TokenLogprobs::Candidate& candidate) {
-  OrderedJson bytes = OrderedJson::array();
-  for (const char c : candidate.text()) bytes.push_back(static_cast<uint8_t>(c));
+OrderedJson ChatLogprob(const TokenLogprobs::Candidate& candidate, const Tokenizer* tokenizer) {
+  OrderedJson bytes;
+  if (tokenizer != nullptr) {
+    bytes = OrderedJson::array();
+    for (const char c : tokenizer->TokenBytes(candidate.token_id())) {
+      bytes.push_back(static_cast<uint8_t>(c));
+    }
+  }
   return {{"token", candidate.text()}, {"logprob", candidate.logprob()}, {"bytes", bytes}};
 }
 
-OrderedJson ChatLogprobs(const GenerateTextResponse& response) {
+OrderedJson ChatLogprobs(const GenerateTextResponse& response, const Tokenizer* tokenizer) {
   if (response.logprobs().empty()) return nullptr;
   OrderedJson content = OrderedJson::array();
   for (const TokenLogprobs& token : response.logprobs()) {
-    OrderedJson entry = ChatLogprob(token.token());
+    OrderedJson entry = ChatLogprob(token.token(), tokenizer);
     entry["top_logprobs"] = OrderedJson::array();
     for (const auto& candidate : token.most_probable()) {
-      entry["top_logprobs"].push_back(ChatLogprob(candidate));
+      entry["top_logprobs"].push_back(ChatLogprob(candidate, tokenizer));
     }
     content.push_back(std::move(entry));
   }
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-OrderedJson CompletionLogprobs(const GenerateTextResponse& response) {
-  if (response.logprobs().empty()) return nullptr;
+OrderedJson CompletionLogprobs(const OpenAiChoice& choice) {
+  const GenerateTextResponse& response = choice.response;
   OrderedJson tokens = OrderedJson::array(), logprobs = OrderedJson::array(),
               top = OrderedJson::array();
-  for (const TokenLogprobs& token : response.logprobs()) {
+  const auto add = [&](const TokenLogprobs& token, bool known) {
     tokens.push_back(token.token().text());
-    logprobs.push_back(token.token().logprob());
-    OrderedJson candidates = OrderedJson::object();
+    logprobs.push_back(known ? OrderedJson(token.token().logprob()) : OrderedJson());
+    OrderedJson candidates = known ? OrderedJson::object() : OrderedJson();
+    // Of tokens that look the same, the most probable one.
     for (const auto& candidate : token.most_probable()) {
-      candidates[candidate.text()] = candidate.logprob();
+      if (!candidates.contains(candidate.text())) {
+        candidates[candidate.text()] = candidate.logprob();
+      }
     }
     top.push_back(std::move(candidates));
+  };
+  if (choice.echo_logprobs) {
+    for (int i = 0; i < response.prompt_logprobs_size(); ++i) {
+      add(response.prompt_logprobs(i), /*known=*/i > 0);
+    }
   }
+  for (const TokenLogprobs& token : response.logprobs()) add(token, /*known=*/true);
+  if (tokens.empty()) return nullptr;
   return {{"tokens", std::move(tokens)},
           {"token_logprobs", std::move(logprobs)},
           {"top_logprobs", std::move(top)}};
 }
 
+// vLLM's form: for each token null (the first) or an object by token id, of the most probable
+// tokens and the prompt's own.
+OrderedJson PromptLogprobs(const GenerateTextResponse& response) {
+  OrderedJson all = OrderedJson::array();
+  for (int i = 0; i < response.prompt_logprobs_size(); ++i) {
+    const TokenLogprobs& token = response.prompt_logprobs(i);
+    OrderedJson entry = i > 0 ? OrderedJson::object() : OrderedJson();
+    const auto add = [&](const TokenLogprobs::Candidate& candidate, const OrderedJson& rank) {
+      const std::string id = absl::StrCat(candidate.token_id());
+      if (entry.contains(id)) return;
+      entry[id] = {
+          {"logprob", candidate.logprob()}, {"rank", rank}, {"decoded_token", candidate.text()}};
+    };
+    for (int rank = 0; rank < token.most_probable_size(); ++rank) {
+      add(token.most_probable(rank), rank + 1);
+    }
+    if (i > 0) add(token.token(), nullptr);
+    all.push_back(std::move(entry));
+  }
+  return all;
+}
+
+void AddPromptLogprobs(const OpenAiChoice& choice, OrderedJson& out) {
+  if (choice.prompt_logprobs && choice.response.prompt_logprobs_size() > 0) {
+    out["prompt_logprobs"] = PromptLogprobs(choice.response);
+  }
+}
+
 // "message" of a whole answer, "delta" of a piece.
-OrderedJson ChatChoice(const OpenAiChoice& choice, const char* name) {
+OrderedJson ChatChoice(const OpenAiChoice& choice, const char* name, const Tokenizer* tokenizer) {
   OrderedJson message = OrderedJson::object();
   const bool whole = absl::string_view(name) == "message";
   if (whole || choice.is_first_piece) message["role"] = "assistant";
   if (whole || choice.is_first_piece || !choice.text.empty()) message["content"] = choice.text;
   if (whole) message["refusal"] = nullptr;
-  return {{"index", choice.index},
-          {name, std::move(message)},
-          {"logprobs", ChatLogprobs(choice.response)},
-          {"finish_reason", FinishReason(choice.response)}};
+  OrderedJson out = {{"index", choice.index},
+                     {name, std::move(message)},
+                     {"logprobs", ChatLogprobs(choice.response, tokenizer)},
+                     {"finish_reason", FinishReason(choice.response)}};
+  AddPromptLogprobs(choice, out);
+  return out;
 }
 
 OrderedJson CompletionChoice(const OpenAiChoice& choice) {
-  return {{"text", choice.text},
-          {"index", choice.index},
-          {"logprobs", CompletionLogprobs(choice.response)},
-          {"finish_reason", FinishReason(choice.response)}};
+  OrderedJson out = {{"text", choice.text},
+                     {"index", choice.index},
+                     {"logprobs", CompletionLogprobs(choice)},
+                     {"finish_reason", FinishReason(choice.response)}};
+  AddPromptLogprobs(choice, out);
+  return out;
 }
 
 int HttpStatusOf(const absl::Status& status) {
@@ -164,7 +211,7 @@ std::string WholeBody(const OpenAiAnswer& answer, const std::vector<OpenAiChoice
   OrderedJson body = Head(answer, answer.chat ? "chat.completion" : "text_completion");
   body["choices"] = OrderedJson::array();
   for (const OpenAiChoice& choice : choices) {
-    body["choices"].push_back(answer.chat ? ChatChoice(choice, "message")
+    body["choices"].push_back(answer.chat ? ChatChoice(choice, "message", answer.tokenizer.get())
                                           : CompletionChoice(choice));
   }
   body["usage"] = UsageOf(usage);
@@ -173,7 +220,8 @@ std::string WholeBody(const OpenAiAnswer& answer, const std::vector<OpenAiChoice
 
 std::string PieceEvent(const OpenAiAnswer& answer, const OpenAiChoice& choice) {
   OrderedJson body = Head(answer, answer.chat ? "chat.completion.chunk" : "text_completion");
-  body["choices"] = {answer.chat ? ChatChoice(choice, "delta") : CompletionChoice(choice)};
+  body["choices"] = {answer.chat ? ChatChoice(choice, "delta", answer.tokenizer.get())
+                                 : CompletionChoice(choice)};
   return Event(body);
 }
 

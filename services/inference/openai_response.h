@@ -9,9 +9,11 @@
 #include <quern/inference/v1/inference_service.pb.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "core/tokenizer/tokenizer.h"
 #include "services/common/http_server.h"
 
 namespace quern {
@@ -23,6 +25,7 @@ struct OpenAiAnswer {
   std::string model;
   std::string system_fingerprint;
   bool chat = false;
+  std::shared_ptr<const Tokenizer> tokenizer;  // the model's; may be null
 };
 
 // "cmpl-" or "chatcmpl-" and 128 random bits.
@@ -34,6 +37,8 @@ struct OpenAiChoice {
   std::string text;
   inference::v1::GenerateTextResponse response;
   bool is_first_piece = false;
+  bool echo_logprobs = false;  // see OpenAiRequest::Choice
+  bool prompt_logprobs = false;
 };
 
 // The sums of the choices' usage. A prompt counts once for all choices made of it.

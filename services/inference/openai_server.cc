@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/base/mutex.h"
+#include "core/base/utf8.h"
 #include "services/inference/openai_request.h"
 #include "services/inference/openai_response.h"
 
@@ -44,6 +45,7 @@ class ChoiceSink final : public GenerationSink {
   void Deliver(const GenerateTextResponse& piece) override ABSL_LOCKS_EXCLUDED(mutex_) {
     MutexLock lock(&mutex_);
     news_.response.mutable_logprobs()->MergeFrom(piece.logprobs());
+    news_.response.mutable_prompt_logprobs()->MergeFrom(piece.prompt_logprobs());
     news_.response.mutable_text()->append(piece.text());
     Announce();
   }
@@ -78,6 +80,8 @@ class Completion : public std::enable_shared_from_this<Completion> {
   void OnNews(int index);
 
  private:
+  // The text of a prompt, special tokens and all.
+  std::string PromptText(const inference::v1::GenerateTextRequest& request) const;
   void CancelAll();
   void Fail(const absl::Status& status);
   void Stream(const OpenAiChoice& piece);
@@ -104,7 +108,12 @@ void Completion::Start(TextGenerator& generator, absl::Time deadline, InferenceM
   for (size_t i = 0; i < request_.choices.size(); ++i) {
     const int index = static_cast<int>(i);
     sinks.push_back(std::make_shared<ChoiceSink>(metrics, shared_from_this(), index));
-    choices_.push_back({.index = index, .text = request_.choices[i].echo, .is_first_piece = true});
+    const OpenAiRequest::Choice& choice = request_.choices[i];
+    choices_.push_back({.index = index,
+                        .text = choice.echo ? PromptText(choice.request) : "",
+                        .is_first_piece = true,
+                        .echo_logprobs = choice.echo_logprobs,
+                        .prompt_logprobs = choice.prompt_logprobs});
   }
   // Before any of them has news.
   exchange_->Post([self = shared_from_this(), sinks] { self->sinks_ = sinks; });
@@ -116,6 +125,13 @@ void Completion::Start(TextGenerator& generator, absl::Time deadline, InferenceM
     const GenerateTextRequest request = std::move(request_.choices[i].request);
     generator.Generate(request, deadline, sinks[i]);
   }
+}
+
+std::string Completion::PromptText(const inference::v1::GenerateTextRequest& request) const {
+  if (!request.has_prompt_tokens() || answer_.tokenizer == nullptr) return request.prompt();
+  const auto& ids = request.prompt_tokens().ids();
+  return answer_.tokenizer->Decode(absl::MakeConstSpan(ids.data(), ids.size()),
+                                   /*keep_special=*/true);
 }
 
 void Completion::CancelAll() {
@@ -203,54 +219,100 @@ void OpenAiApi::Handle(std::shared_ptr<HttpExchange> exchange) {
   const HttpRequest& request = exchange->request();
   const bool completion = request.path == "/v1/completions";
   const bool chat = request.path == "/v1/chat/completions";
+  const bool tokenize = request.path == "/tokenize";
+  const bool detokenize = request.path == "/detokenize";
+  const bool posts = completion || chat || tokenize || detokenize;
   absl::string_view model_id = request.path;
   const bool one_model = absl::ConsumePrefix(&model_id, "/v1/models/");
-  if (!completion && !chat && !one_model && request.path != "/v1/models") {
+  if (!posts && !one_model && request.path != "/v1/models") {
     return exchange->Respond(Refuse(404,
-                                    "unknown path; there are /v1/models, /v1/completions and "
-                                    "/v1/chat/completions"));
+                                    "unknown path; there are /v1/models, /v1/completions, "
+                                    "/v1/chat/completions, /tokenize and /detokenize"));
   }
-  const absl::string_view method = completion || chat ? "POST" : "GET";
+  const absl::string_view method = posts ? "POST" : "GET";
   if (request.method != method) {
     HttpResponse response = Refuse(405, absl::StrCat("only ", method, " is allowed here"));
     response.headers = {{"Allow", std::string(method)}};
     return exchange->Respond(std::move(response));
   }
   if (one_model) return exchange->Respond(GetModel(model_id));
-  if (!completion && !chat) return exchange->Respond(ListModels());
+  if (!posts) return exchange->Respond(ListModels());
   // Pages of other sites may make browsers send other types without asking.
   if (!absl::StartsWithIgnoreCase(request.content_type, "application/json")) {
     return exchange->Respond(Refuse(415, "the Content-Type must be application/json"));
   }
   const absl::Time deadline = generator_.DeadlineOf(absl::InfiniteFuture());
-  absl::Status taken = generator_.CheckRoom();
-  if (taken.ok())
-    taken = generator_.Post([this, exchange, chat, deadline] {
-      const std::string& body = exchange->request().body;
-      absl::StatusOr<OpenAiRequest> parsed =
-          chat ? ParseChatCompletion(body) : ParseCompletion(body);
-      if (!parsed.ok()) {
-        metrics_.Reject(Rejection::kInvalid);
-        return exchange->Respond(ErrorResponse(parsed.status()));
-      }
-      const std::string name = parsed->choices.front().request.model();
-      const auto request = std::make_shared<OpenAiRequest>(*std::move(parsed));
-      // Loaded before the choices start: they find it then. What is wrong with the model each of
-      // them says; here it is for the fingerprint.
-      generator_.WithModel(name, [this, exchange, request, chat, deadline](const auto& model) {
-        OpenAiAnswer answer{.id = NewOpenAiId(chat),
-                            .created = absl::ToUnixSeconds(clock_.Now()),
-                            .model = request->model,
-                            .system_fingerprint = model.ok() ? (*model)->system_fingerprint : "",
-                            .chat = chat};
-        std::make_shared<Completion>(exchange, std::move(*request), std::move(answer))
-            ->Start(generator_, deadline, metrics_);
-      });
+  absl::Status taken = tokenize || detokenize ? absl::OkStatus() : generator_.CheckRoom();
+  if (taken.ok()) {
+    taken = generator_.Post([this, exchange, chat, tokenize, detokenize, deadline] {
+      if (tokenize) return Tokenize(exchange);
+      if (detokenize) return Detokenize(exchange);
+      Complete(exchange, chat, deadline);
     });
+  }
   if (!taken.ok()) {
     metrics_.Reject(absl::IsUnavailable(taken) ? Rejection::kDraining : RejectionOf(taken));
     exchange->Respond(ErrorResponse(taken));
   }
+}
+
+void OpenAiApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
+                         absl::Time deadline) {
+  const std::string& body = exchange->request().body;
+  absl::StatusOr<OpenAiRequest> parsed = chat ? ParseChatCompletion(body) : ParseCompletion(body);
+  if (!parsed.ok()) {
+    metrics_.Reject(Rejection::kInvalid);
+    return exchange->Respond(ErrorResponse(parsed.status()));
+  }
+  const std::string name = parsed->choices.front().request.model();
+  const auto request = std::make_shared<OpenAiRequest>(*std::move(parsed));
+  // Loaded before the choices start: they find it then. What is wrong with the model each of
+  // them says; here it is for the fingerprint.
+  generator_.WithModel(name, [this, exchange, request, chat, deadline](const auto& model) {
+    OpenAiAnswer answer{.id = NewOpenAiId(chat),
+                        .created = absl::ToUnixSeconds(clock_.Now()),
+                        .model = request->model,
+                        .system_fingerprint = model.ok() ? (*model)->system_fingerprint : "",
+                        .chat = chat,
+                        .tokenizer = model.ok() ? (*model)->tokenizer : nullptr};
+    std::make_shared<Completion>(exchange, std::move(*request), std::move(answer))
+        ->Start(generator_, deadline, metrics_);
+  });
+}
+
+void OpenAiApi::Tokenize(const std::shared_ptr<HttpExchange>& exchange) {
+  absl::StatusOr<OpenAiTokenize> parsed = ParseTokenize(exchange->request().body);
+  if (!parsed.ok()) return exchange->Respond(ErrorResponse(parsed.status()));
+  const std::string name = parsed->request.model();
+  generator_.WithModel(name, [this, exchange, tokenize = *std::move(parsed)](const auto& model) {
+    if (!model.ok()) return exchange->Respond(ErrorResponse(model.status()));
+    inference::v1::TokenizeResponse response;
+    const absl::Status status = generator_.Tokenize(tokenize.request, **model, &response);
+    if (!status.ok()) return exchange->Respond(ErrorResponse(status));
+    OrderedJson texts;
+    if (tokenize.token_strs) {
+      texts = OrderedJson::array();
+      for (const std::string& piece : response.pieces()) texts.push_back(ReplaceInvalidUtf8(piece));
+    }
+    const std::vector<int32_t> ids(response.token_ids().begin(), response.token_ids().end());
+    exchange->Respond(JsonResponse({{"count", response.token_ids_size()},
+                                    {"max_model_len", (*model)->info.max_context_tokens},
+                                    {"tokens", ids},
+                                    {"token_strs", std::move(texts)}}));
+  });
+}
+
+void OpenAiApi::Detokenize(const std::shared_ptr<HttpExchange>& exchange) {
+  const auto request = ParseDetokenize(exchange->request().body);
+  if (!request.ok()) return exchange->Respond(ErrorResponse(request.status()));
+  generator_.WithModel(request->model(), [this, exchange, request = *request](const auto& model) {
+    if (!model.ok()) return exchange->Respond(ErrorResponse(model.status()));
+    inference::v1::DetokenizeResponse response;
+    const absl::Status status = generator_.Detokenize(request, **model, &response);
+    if (!status.ok()) return exchange->Respond(ErrorResponse(status));
+    exchange->Respond(JsonResponse({{"prompt", response.text()}}));
+  });
+}
 }
 
 HttpResponse OpenAiApi::ListModels() const {

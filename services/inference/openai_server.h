@@ -12,7 +12,8 @@
 namespace quern {
 
 // OpenAI's HTTP API: POST /v1/completions and /v1/chat/completions, whole or as server-sent events,
-// GET /v1/models and /v1/models/{model}. The same engine, checks and limits as the gRPC services.
+// GET /v1/models and /v1/models/{model}; vLLM's POST /tokenize and /detokenize. The same engine,
+// checks and limits as the gRPC services.
 class OpenAiApi {
  public:
   // All references outlive the server that uses this.
@@ -26,6 +27,10 @@ class OpenAiApi {
   static HttpResponse Refuse(int status, absl::string_view message);
 
  private:
+  // On a thread of the generator.
+  void Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat, absl::Time deadline);
+  void Tokenize(const std::shared_ptr<HttpExchange>& exchange);
+  void Detokenize(const std::shared_ptr<HttpExchange>& exchange);
   HttpResponse ListModels() const;
   HttpResponse GetModel(absl::string_view id) const;
 

@@ -3,16 +3,15 @@
 #include <absl/strings/cord.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
-#include <absl/strings/str_format.h>
 #include <absl/strings/strip.h>
 
-#include <cmath>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
+#include "core/base/utf8.h"
 #include "core/tokenizer/chat.h"
 
 namespace quern {
@@ -21,8 +20,12 @@ namespace {
 using inference::v1::Chat;
 using inference::v1::CountTokensRequest;
 using inference::v1::CreateModelRequest;
+using inference::v1::DetokenizeRequest;
+using inference::v1::DetokenizeResponse;
 using inference::v1::GenerateTextRequest;
 using inference::v1::Model;
+using inference::v1::TokenizeRequest;
+using inference::v1::TokenizeResponse;
 
 constexpr char kTooLongPayload[] = "quern/too-long";
 
@@ -30,13 +33,6 @@ absl::Status TooLong(absl::string_view message) {
   absl::Status status = absl::InvalidArgumentError(message);
   status.SetPayload(kTooLongPayload, absl::Cord("1"));
   return status;
-}
-
-// Names from requests go into messages: no more of them than a person reads.
-std::string Quoted(absl::string_view text) {
-  constexpr size_t kMaxShown = 80;
-  if (text.size() <= kMaxShown) return absl::StrCat("\"", text, "\"");
-  return absl::StrFormat("\"%s...\" (%d bytes)", text.substr(0, kMaxShown), text.size());
 }
 
 absl::Status CheckChat(const Chat& chat) {
@@ -96,6 +92,34 @@ absl::Status NoTokenizer(const ActiveModel& model, absl::string_view field) {
       field, ": models/", model.id, " came without a tokenizer; send prompt_tokens instead"));
 }
 
+std::vector<ChatMessage> MessagesOf(const Chat& chat) {
+  std::vector<ChatMessage> messages;
+  for (const Chat::Message& message : chat.messages()) {
+    ChatMessage::Role role = ChatMessage::Role::kUser;
+    if (message.role() == Chat::Message::SYSTEM) role = ChatMessage::Role::kSystem;
+    if (message.role() == Chat::Message::ASSISTANT) role = ChatMessage::Role::kAssistant;
+    messages.push_back({role, message.content()});
+  }
+  return messages;
+}
+
+absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& text, bool add_special_tokens,
+                                                  const ActiveModel& model) {
+  if (text.size() > kMaxPromptBytes) {
+    return TooLong(
+        absl::StrCat("text has ", text.size(), " bytes, at most ", kMaxPromptBytes, " are taken"));
+  }
+  if (model.tokenizer == nullptr) return NoTokenizer(model, "text");
+  return model.tokenizer->Encode(text, {.add_special_tokens = add_special_tokens});
+}
+
+absl::StatusOr<std::vector<int32_t>> TokenizeChat(const Chat& chat, const ActiveModel& model,
+                                                  const Engine& engine) {
+  RETURN_IF_ERROR(CheckChat(chat));
+  if (model.tokenizer == nullptr) return NoTokenizer(model, "chat");
+  return engine.EncodeChat(model.handle, MessagesOf(chat));
+}
+
 absl::StatusOr<std::vector<int32_t>> PromptOf(const GenerateTextRequest& request,
                                               const ActiveModel& model, const Engine& engine) {
   if (request.has_prompt_tokens()) {
@@ -106,14 +130,7 @@ absl::StatusOr<std::vector<int32_t>> PromptOf(const GenerateTextRequest& request
     return NoTokenizer(model, request.has_chat() ? "chat" : "prompt");
   }
   if (request.has_prompt()) return model.tokenizer->Encode(request.prompt());
-  std::vector<ChatMessage> messages;
-  for (const Chat::Message& message : request.chat().messages()) {
-    ChatMessage::Role role = ChatMessage::Role::kUser;
-    if (message.role() == Chat::Message::SYSTEM) role = ChatMessage::Role::kSystem;
-    if (message.role() == Chat::Message::ASSISTANT) role = ChatMessage::Role::kAssistant;
-    messages.push_back({role, message.content()});
-  }
-  return engine.EncodeChat(model.handle, messages);
+  return engine.EncodeChat(model.handle, MessagesOf(request.chat()));
 }
 
 absl::Status CheckPrompt(const GenerateTextRequest& request, const ActiveModel& model,
@@ -235,10 +252,6 @@ absl::Status CheckCreateModel(const CreateModelRequest& request) {
 absl::Status CheckGenerateText(const GenerateTextRequest& request) {
   RETURN_IF_ERROR(ParseModelName(request.model(), "model").status());
   RETURN_IF_ERROR(CheckInput(request));
-  if (request.stop_token_ids_size() > kMaxStopTokenIds) {
-    return absl::InvalidArgumentError(absl::StrCat("stop_token_ids: at most ", kMaxStopTokenIds,
-                                                   ", got ", request.stop_token_ids_size()));
-  }
   if (!GenerateTextRequest::Priority_IsValid(request.priority())) {
     return absl::InvalidArgumentError(absl::StrCat("priority must be LOW, NORMAL or HIGH, got ",
                                                    static_cast<int>(request.priority())));
@@ -269,6 +282,10 @@ absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& requ
   generation.min_output_tokens = request.min_output_tokens();
   generation.ignore_end_of_text = request.ignore_end_of_text();
   if (request.has_num_logprobs()) generation.num_logprobs = request.num_logprobs();
+  if (request.has_num_prompt_logprobs()) {
+    generation.num_prompt_logprobs = request.num_prompt_logprobs();
+  }
+  generation.prompt_only = request.prompt_only();
   if (request.has_chat()) {
     generation.stop_ids = ChatStopIds(model.info.chat_format, *model.tokenizer);
   }
@@ -283,14 +300,58 @@ absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& requ
   return generation;
 }
 
-absl::StatusOr<int> CountPromptTokens(const CountTokensRequest& request, const ActiveModel& model) {
-  if (request.text().size() > kMaxPromptBytes) {
-    return TooLong(absl::StrCat("text has ", request.text().size(), " bytes, at most ",
-                                kMaxPromptBytes, " are taken"));
-  }
-  if (model.tokenizer == nullptr) return NoTokenizer(model, "text");
-  ASSIGN_OR_RETURN(const std::vector<int32_t> ids, model.tokenizer->Encode(request.text()));
+absl::StatusOr<int> CountPromptTokens(const CountTokensRequest& request, const ActiveModel& model,
+                                      const Engine& engine) {
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                   request.has_chat()
+                       ? TokenizeChat(request.chat(), model, engine)
+                       : TokenizeText(request.text(), /*add_special_tokens=*/true, model));
   return static_cast<int>(ids.size());
+}
+
+absl::StatusOr<TokenizeResponse> TokenizeInput(const TokenizeRequest& request,
+                                               const ActiveModel& model, const Engine& engine) {
+  if (request.input_case() == TokenizeRequest::INPUT_NOT_SET) {
+    return absl::InvalidArgumentError("input: one of text and chat must be set");
+  }
+  const bool add_special_tokens = !request.has_add_special_tokens() || request.add_special_tokens();
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                   request.has_chat() ? TokenizeChat(request.chat(), model, engine)
+                                      : TokenizeText(request.text(), add_special_tokens, model));
+  TokenizeResponse response;
+  response.mutable_token_ids()->Add(ids.begin(), ids.end());
+  if (!request.with_pieces()) return response;
+  for (const int32_t id : ids) {
+    const absl::string_view bytes = model.tokenizer->TokenBytes(id);
+    response.add_pieces(bytes.data(), bytes.size());
+  }
+  return response;
+}
+
+absl::StatusOr<DetokenizeResponse> DetokenizeIds(const DetokenizeRequest& request,
+                                                 const ActiveModel& model) {
+  if (request.token_ids_size() > kMaxDetokenizeIds) {
+    return TooLong(absl::StrCat("token_ids: ", request.token_ids_size(), " ids, at most ",
+                                kMaxDetokenizeIds, " are taken"));
+  }
+  if (model.tokenizer == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("token_ids: models/", model.id, " came without a tokenizer"));
+  }
+  for (int i = 0; i < request.token_ids_size(); ++i) {
+    const int32_t id = request.token_ids(i);
+    if (id < 0 || id >= model.tokenizer->vocab_size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token_ids[", i, "] is ", id, ", the vocabulary of models/", model.id,
+                       " is [0, ", model.tokenizer->vocab_size(), ")"));
+    }
+  }
+  const std::string bytes = model.tokenizer->Decode(
+      absl::MakeConstSpan(request.token_ids().data(), request.token_ids_size()),
+      request.keep_special());
+  DetokenizeResponse response;
+  response.set_text(ReplaceInvalidUtf8(bytes));
+  return response;
 }
 
 bool IsTooLong(const absl::Status& status) {

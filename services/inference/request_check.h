@@ -20,7 +20,7 @@ namespace quern {
 // Limits of one request; reference values of peers, see the messages.
 inline constexpr int kMaxPromptBytes = 1 << 20;
 inline constexpr int kMaxChatMessages = 1024;
-inline constexpr int kMaxStopTokenIds = 64;
+inline constexpr int kMaxDetokenizeIds = 1 << 18;
 
 // [a-z0-9-], 1 to 63 long; `field` goes into the message.
 absl::Status CheckModelId(absl::string_view id, absl::string_view field);
@@ -41,9 +41,15 @@ absl::StatusOr<GenerationRequest> MakeGeneration(const inference::v1::GenerateTe
                                                  const ActiveModel& model, const Engine& engine,
                                                  absl::Time deadline);
 
-// The number of tokens `text` takes as a prompt of `model`.
+// The number of tokens that the input takes as a prompt of `model`.
 absl::StatusOr<int> CountPromptTokens(const inference::v1::CountTokensRequest& request,
-                                      const ActiveModel& model);
+                                      const ActiveModel& model, const Engine& engine);
+
+// Errors of both as MakeGeneration's.
+absl::StatusOr<inference::v1::TokenizeResponse> TokenizeInput(
+    const inference::v1::TokenizeRequest& request, const ActiveModel& model, const Engine& engine);
+absl::StatusOr<inference::v1::DetokenizeResponse> DetokenizeIds(
+    const inference::v1::DetokenizeRequest& request, const ActiveModel& model);
 
 // True when a status of the functions above means a prompt beyond a limit.
 bool IsTooLong(const absl::Status& status);

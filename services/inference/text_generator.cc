@@ -107,4 +107,26 @@ absl::Status TextGenerator::Submit(const inference::v1::GenerateTextRequest& req
   return engine_.Submit(model.handle, std::move(generation), sink);
 }
 
+absl::Status TextGenerator::CountTokens(const inference::v1::CountTokensRequest& request,
+                                        const ActiveModel& model,
+                                        inference::v1::CountTokensResponse* response) const {
+  ASSIGN_OR_RETURN(const int count, CountPromptTokens(request, model, engine_));
+  response->set_token_count(count);
+  return absl::OkStatus();
+}
+
+absl::Status TextGenerator::Tokenize(const inference::v1::TokenizeRequest& request,
+                                     const ActiveModel& model,
+                                     inference::v1::TokenizeResponse* response) const {
+  ASSIGN_OR_RETURN(*response, TokenizeInput(request, model, engine_));
+  return absl::OkStatus();
+}
+
+absl::Status TextGenerator::Detokenize(const inference::v1::DetokenizeRequest& request,
+                                       const ActiveModel& model,
+                                       inference::v1::DetokenizeResponse* response) const {
+  ASSIGN_OR_RETURN(*response, DetokenizeIds(request, model));
+  return absl::OkStatus();
+}
+
 }  // namespace quern

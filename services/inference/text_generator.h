@@ -45,6 +45,15 @@ class TextGenerator {
   void Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
                 const std::shared_ptr<GenerationSink>& sink);
 
+  // What needs a model's tokenizer alone, on the calling thread.
+  absl::Status CountTokens(const inference::v1::CountTokensRequest& request,
+                           const ActiveModel& model,
+                           inference::v1::CountTokensResponse* response) const;
+  absl::Status Tokenize(const inference::v1::TokenizeRequest& request, const ActiveModel& model,
+                        inference::v1::TokenizeResponse* response) const;
+  absl::Status Detokenize(const inference::v1::DetokenizeRequest& request, const ActiveModel& model,
+                          inference::v1::DetokenizeResponse* response) const;
+
  private:
   void SubmitTo(absl::StatusOr<std::shared_ptr<const ActiveModel>> model,
                 const inference::v1::GenerateTextRequest& request, absl::Time deadline,

@@ -284,7 +284,7 @@ TEST_F(OpenAiTest, BadFieldsAreNamed) {
   type("stop", {1, 2});
   type("logit_bias", {{"a", 1}});
   type("logit_bias", {{"1", "x"}});
-  type("max_tokens", 0);
+  type("max_tokens", -1);
   type("max_tokens", 1e12);
   type("stop_token_ids", "x");
   type("stop_token_ids", {-1});

@@ -313,7 +313,6 @@ void OpenAiApi::Detokenize(const std::shared_ptr<HttpExchange>& exchange) {
     exchange->Respond(JsonResponse({{"prompt", response.text()}}));
   });
 }
-}
 
 HttpResponse OpenAiApi::ListModels() const {
   OrderedJson data = OrderedJson::array();

@@ -94,6 +94,8 @@ class EngineImpl final : public Engine {
   absl::Status CheckRoom(absl::string_view principal) const override {
     return queue_.Check(principal, /*tokens=*/1);
   }
+  absl::StatusOr<CompiledConstraint> CompileConstraint(ModelHandle handle,
+                                                       const ConstraintSpec& spec) const override;
   absl::Status Submit(ModelHandle handle, GenerationRequest request,
                       std::shared_ptr<TokenSink> sink) override;
   absl::Status Score(ModelHandle handle, absl::Span<const int32_t> tokens,
@@ -235,6 +237,16 @@ absl::StatusOr<std::vector<int32_t>> EngineImpl::EncodeChat(
   }
   return RenderChat(model->info().chat_format, model->chat_template(), *model->tokenizer(),
                     messages);
+}
+
+absl::StatusOr<CompiledConstraint> EngineImpl::CompileConstraint(ModelHandle handle,
+                                                                 const ConstraintSpec& spec) const {
+  ASSIGN_OR_RETURN(const auto model, Find(handle));
+  if (model->constraints() == nullptr) {
+    return absl::FailedPreconditionError(
+        "the model came without a tokenizer; a constraint is on text");
+  }
+  return model->constraints()->Compile(spec);
 }
 
 absl::Status EngineImpl::Submit(ModelHandle handle, GenerationRequest request,

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "core/base/clock.h"
+#include "core/constraint/constraint.h"
 #include "core/engine/model_source.h"
 #include "core/tokenizer/chat.h"
 #include "core/tokenizer/tokenizer.h"
@@ -113,6 +114,11 @@ struct GenerationRequest {
   // Ids that end the text beside the model's own end-of-text ids (a chat format's); at most
   // kMaxStopIds.
   std::vector<int32_t> stop_ids;
+  // Of CompileConstraint, for this model: the answer is one of its texts, or the beginning of one
+  // when a limit or a stop sequence ends it before. End-of-text ids and stop_ids are drawn only
+  // where a text may end, special tokens never, whatever logit_bias says. Where nothing but the end
+  // can follow the answer ends with kEndOfText, also before min_output_tokens.
+  std::shared_ptr<const Constraint> constraint;
   // Who asks; empty when that is not known. Principals get equal shares of the tokens. Only
   // requests of the same one share what the prefix cache holds, so that nobody can find out by
   // timing what another one asked.
@@ -264,6 +270,12 @@ class Engine {
   // What Submit would say now of a small request of `principal`: OK, RESOURCE_EXHAUSTED or
   // UNAVAILABLE. Quick; to refuse before the work of making a request.
   virtual absl::Status CheckRoom(absl::string_view principal) const = 0;
+  // Compiles what a request's answers must be, or finds it among what was compiled before, on the
+  // calling thread: tens of milliseconds at most. FAILED_PRECONDITION when the model has no
+  // tokenizer, INVALID_ARGUMENT naming what is not supported or which limit was met.
+  virtual absl::StatusOr<CompiledConstraint> CompileConstraint(
+      ModelHandle model, const ConstraintSpec& spec) const = 0;
+
   // Queues a request; `sink` lives until OnEnd has returned. An error here means OnEnd will not be
   // called: INVALID_ARGUMENT (ids out of range, an empty prompt, a prompt longer than the context,
   // parameters out of range), NOT_FOUND (no such model), FAILED_PRECONDITION (it is being

@@ -147,7 +147,21 @@ void KeepTypical(absl::Span<const float> logits, absl::Span<const float> weights
 
 bool ChangesLogits(const SamplingParams& params, const DrawContext& context) {
   return params.repetition_penalty != 1 || params.presence_penalty != 0 ||
-         params.frequency_penalty != 0 || !params.logit_bias.empty() || !context.excluded.empty();
+         params.frequency_penalty != 0 || !params.logit_bias.empty() || !context.excluded.empty() ||
+         !context.allowed.empty();
+}
+
+// -infinity for all but the ids that `context` allows.
+void Mask(absl::Span<const float> logits, const DrawContext& context, std::vector<float>& out) {
+  for (size_t begin = 0; begin < out.size(); begin += 64) {
+    const uint64_t word = context.allowed[begin / 64];
+    if (word == ~uint64_t{0}) continue;
+    const size_t count = std::min<size_t>(64, out.size() - begin);
+    for (size_t i = 0; i < count; ++i) {
+      if ((word >> i & 1) == 0) out[begin + i] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  for (const int32_t id : context.also_allowed) out[id] = logits[id];
 }
 
 }  // namespace
@@ -164,6 +178,7 @@ absl::Span<const float> AdjustLogits(absl::Span<const float> logits, const Sampl
   if (!ChangesLogits(params, context)) return logits;
   std::vector<float>& out = scratch.logits;
   out.assign(logits.begin(), logits.end());
+  if (!context.allowed.empty()) Mask(logits, context, out);
   std::vector<int32_t>& counts = scratch.counts;
   for (int32_t id : context.output) ++counts[id];
   const auto repeat = [&](int32_t id) {

@@ -27,11 +27,15 @@ struct DrawContext {
   absl::Span<const int32_t> prompt;
   absl::Span<const int32_t> output;
   absl::Span<const int32_t> excluded;  // never drawn
+  // Not empty: only these tokens are drawn, a bit for each (the lowest id in the lowest bit of the
+  // first word), and `also_allowed`.
+  absl::Span<const uint64_t> allowed;
+  absl::Span<const int32_t> also_allowed;
 };
 
-// `logits` as penalties and biases make them: repetition_penalty divides positive logits and
-// multiplies negative ones (Keskar et al. 2019), presence and frequency penalties are subtracted
-// (OpenAI's API reference). In scratch, or `logits` itself when nothing changes.
+// `logits` as limits, penalties and biases make them: repetition_penalty divides positive logits
+// and multiplies negative ones (Keskar et al. 2019), presence and frequency penalties are
+// subtracted (OpenAI's API reference). In scratch, or `logits` itself when nothing changes.
 absl::Span<const float> AdjustLogits(absl::Span<const float> logits, const SamplingParams& params,
                                      const DrawContext& context, SamplerScratch& scratch);
 

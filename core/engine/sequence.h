@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "core/constraint/constraint.h"
 #include "core/engine/engine.h"
 #include "core/engine/kv_pages.h"
 #include "core/engine/text_stream.h"
@@ -37,7 +39,9 @@ struct Sequence {
         pages(pool, prefix_root),
         submit_time(now),
         stop_time(now + request.time_limit),
-        priority(request.priority) {}
+        priority(request.priority) {
+    if (request.constraint != nullptr) constraint.emplace(request.constraint);
+  }
 
   int num_tokens() const { return static_cast<int>(tokens.size()); }
   // Tokens the next steps must compute: 1 in decode, more in a prefill (also one that is done
@@ -75,6 +79,7 @@ struct Sequence {
   std::vector<int32_t> end_ids;  // the model's end-of-text ids and the request's stop_ids
   TextStream text;
   const uint64_t prefix_root;
+  std::optional<ConstraintState> constraint;  // behind the tokens of the answer
   PageLease pages;
 
   // Speculation: the last token and the guesses that follow it, which the next step computes with

@@ -42,6 +42,15 @@ absl::Status Guarded(absl::string_view what, Callback callback) {
   }
 }
 
+// 0, or why a step of a constraint failed: unlike the rest of a draw it may want memory.
+template <typename Step>
+absl::StatusOr<int32_t> Constrained(Step step) {
+  absl::Status status;
+  RETURN_IF_ERROR(Guarded("the constraint", [&] { status = step(); }));
+  RETURN_IF_ERROR(status);
+  return 0;
+}
+
 // What the end of a request says of why it did not end well; OK while it may go on.
 absl::Status WhyOver(const Sequence& sequence, absl::Time now) {
   bool cancelled = false;
@@ -195,10 +204,12 @@ absl::Status ServedModel::StartSpeculation(const LoadOptions& options, const Mod
                    backend->Load(*draft, {.precision = options.precision}, limits));
   const int context = static_cast<int>(std::min<int64_t>(
       int64_t{model->num_pages()} * limits.page_tokens, draft->config().max_position_embeddings));
-  drafter_ = MakeModelDrafter(std::move(model), limits, context,
-                              [this](const Sequence& sequence, absl::Span<const float> logits) {
-                                return DrawNext(sequence, logits, scratch_.front());
-                              });
+  drafter_ =
+      MakeModelDrafter(std::move(model), limits, context,
+                       [this](const Sequence& sequence, absl::Span<const float> logits) {
+                         // Guesses know no constraint: what one forbids is not drawn.
+                         return DrawNext(sequence, ContextOf(sequence), logits, scratch_.front());
+                       });
   info_.weight_bytes += drafter_->weight_bytes();
   info_.kv_bytes += drafter_->kv_bytes();
   return absl::OkStatus();
@@ -211,6 +222,9 @@ ServedModel::ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokeni
     : info_(std::move(info)),
       tokenizer_(std::move(tokenizer)),
       chat_template_(std::move(chat_template)),
+      constraints_(tokenizer_ == nullptr
+                       ? nullptr
+                       : std::make_unique<ConstraintCompiler>(tokenizer_, info_.config.vocab_size)),
       pool_(pool),
       clock_(clock),
       prefix_cache_(prefix_cache),
@@ -301,6 +315,16 @@ absl::Status ServedModel::Validate(const GenerationRequest& request) const {
     return absl::InvalidArgumentError(
         absl::StrCat("min_output_tokens is ", request.min_output_tokens, ", max_output_tokens ",
                      request.max_output_tokens, "; wanted no more than that"));
+  }
+  if (request.constraint != nullptr && request.ignore_end_of_text) {
+    return absl::InvalidArgumentError(
+        "ignore_end_of_text and a constraint exclude each other: its texts end");
+  }
+  if (request.constraint != nullptr &&
+      request.constraint->vocab_size() != info_.config.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the constraint was compiled for a vocabulary of ", request.constraint->vocab_size(),
+        ", the model has ", info_.config.vocab_size));
   }
   if (const int count = request.num_logprobs.value_or(0); count < 0 || count > kMaxLogprobs) {
     return absl::InvalidArgumentError(
@@ -465,7 +489,7 @@ bool ServedModel::TakeDraw(Draw& draw, EngineStats& stats) {
     Finish(sequence, MakeResult(sequence, FinishReason::kMaxOutputTokens, clock_->Now()));
     return false;
   }
-  ++stats.generated_tokens;
+  if (!draw.ends) ++stats.generated_tokens;
   const bool goes_on = DeliverToken(draw);
   const int num_guesses = draw.run->num_guesses;
   if (num_guesses == 0) return false;
@@ -551,25 +575,30 @@ void ServedModel::DrawTokens(absl::Span<const float> logits) {
   });
 }
 
-absl::StatusOr<int32_t> ServedModel::DrawNext(const Sequence& sequence,
-                                              absl::Span<const float> logits,
-                                              SamplerScratch& scratch) const {
-  const GenerationRequest& request = sequence.request;
+DrawContext ServedModel::ContextOf(const Sequence& sequence) const {
   const auto tokens = absl::MakeConstSpan(sequence.tokens);
   DrawContext context{.prompt = tokens.first(sequence.num_prompt_tokens),
                       .output = tokens.subspan(sequence.num_prompt_tokens)};
-  if (sequence.num_output_tokens() < request.min_output_tokens) {
+  if (sequence.num_output_tokens() < sequence.request.min_output_tokens) {
     context.excluded = sequence.end_ids;
   }
-  return SampleToken(AdjustLogits(logits, request.sampling, context, scratch), request.sampling,
-                     sequence.seed, sequence.num_output_tokens(), scratch);
+  return context;
+}
+
+absl::StatusOr<int32_t> ServedModel::DrawNext(const Sequence& sequence, const DrawContext& context,
+                                              absl::Span<const float> logits,
+                                              SamplerScratch& scratch) const {
+  const SamplingParams& sampling = sequence.request.sampling;
+  return SampleToken(AdjustLogits(logits, sampling, context, scratch), sampling, sequence.seed,
+                     sequence.num_output_tokens(), scratch);
 }
 
 void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scratch,
                             Draw& draw) const {
-  const GenerationRequest& request = draw.sequence->request;
+  Sequence& sequence = *draw.sequence;
+  const GenerationRequest& request = sequence.request;
   if (IsOfPrompt(draw)) {
-    draw.logprob = Logprobs(logits, draw.sequence->tokens[draw.position + 1],
+    draw.logprob = Logprobs(logits, sequence.tokens[draw.position + 1],
                             MostProbable(draw, request.num_prompt_logprobs), scratch);
     if (std::isnan(draw.logprob.logprob)) {
       draw.token = absl::InternalError(
@@ -578,8 +607,20 @@ void ServedModel::DrawToken(absl::Span<const float> logits, SamplerScratch& scra
     return;
   }
   if (request.prompt_only) return;
-  draw.token = DrawNext(*draw.sequence, logits, scratch);
-  if (!draw.token.ok() || !request.num_logprobs.has_value()) return;
+  DrawContext context = ContextOf(sequence);
+  if (sequence.constraint.has_value()) {
+    draw.token = Constrained([&] { return ConstrainDraw(draw, context); });
+    if (!draw.token.ok() || draw.ends) return;
+  }
+  draw.token = DrawNext(sequence, context, logits, scratch);
+  if (!draw.token.ok()) return;
+  if (sequence.constraint.has_value() && !Contains(sequence.end_ids, *draw.token)) {
+    const int32_t token = *draw.token;
+    draw.token = Constrained([&] { return sequence.constraint->Accept(token); });
+    if (!draw.token.ok()) return;
+    draw.token = token;
+  }
+  if (!request.num_logprobs.has_value()) return;
   draw.logprob = Logprobs(logits, *draw.token, MostProbable(draw, request.num_logprobs), scratch);
 }
 
@@ -597,13 +638,40 @@ bool ServedModel::DeliverPromptLogprobs(const Draw& draw) {
   return false;
 }
 
+absl::Status ServedModel::ConstrainDraw(Draw& draw, DrawContext& context) const {
+  ConstraintState& constraint = *draw.sequence->constraint;
+  ASSIGN_OR_RETURN(context.allowed, constraint.AllowedTokens());
+  const std::vector<int32_t>& end_ids = draw.sequence->end_ids;
+  // Ids that end the text are no text, also where they have some.
+  const bool some_token = [&] {
+    for (size_t i = 0; i < context.allowed.size(); ++i) {
+      uint64_t word = context.allowed[i];
+      if (word == 0) continue;
+      for (const int32_t id : end_ids) {
+        if (static_cast<size_t>(id) / 64 == i) word &= ~(uint64_t{1} << (id % 64));
+      }
+      if (word != 0) return true;
+    }
+    return false;
+  }();
+  if (some_token) {
+    (constraint.may_end() ? context.also_allowed : context.excluded) = end_ids;
+    return absl::OkStatus();
+  }
+  draw.ends = constraint.may_end();
+  if (draw.ends) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "no token of the model's vocabulary goes on with the text that the constraint wants");
+}
+
 bool ServedModel::DeliverToken(const Draw& draw) {
   Sequence& sequence = *draw.sequence;
   const int32_t token = *draw.token;
   const GenerationRequest& request = sequence.request;
   const absl::Time now = clock_->Now();
   sequence.first_token_time = std::min(sequence.first_token_time, now);
-  const bool ends_text = !request.ignore_end_of_text && Contains(sequence.end_ids, token);
+  const bool ends_text =
+      draw.ends || (!request.ignore_end_of_text && Contains(sequence.end_ids, token));
   std::optional<FinishReason> reason;
   std::string text;
   if (ends_text) {
@@ -611,7 +679,9 @@ bool ServedModel::DeliverToken(const Draw& draw) {
   } else {
     sequence.tokens.push_back(token);
     text = sequence.text.Append(token);
-    if (sequence.num_output_tokens() == request.max_output_tokens) {
+    if (sequence.constraint.has_value() && sequence.constraint->must_end()) {
+      reason = FinishReason::kEndOfText;
+    } else if (sequence.num_output_tokens() == request.max_output_tokens) {
       reason = FinishReason::kMaxOutputTokens;
     } else if (sequence.num_tokens() > info_.max_context_tokens) {
       reason = FinishReason::kContextFull;

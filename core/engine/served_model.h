@@ -15,6 +15,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/thread_pool.h"
+#include "core/constraint/constraint.h"
 #include "core/engine/backend.h"
 #include "core/engine/sampler.h"
 #include "core/engine/scheduler.h"
@@ -39,6 +40,8 @@ class ServedModel {
   const ModelInfo& info() const { return info_; }
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
   const std::string& chat_template() const { return chat_template_; }
+  // Null without a tokenizer. Thread-safe.
+  ConstraintCompiler* constraints() const { return constraints_.get(); }
 
   // A sequence of a request that was found valid for this model. On any thread.
   std::unique_ptr<Sequence> NewSequence(GenerationRequest request, std::shared_ptr<TokenSink> sink,
@@ -76,6 +79,7 @@ class ServedModel {
     // The place in the prompt whose logits these are, when the request wants the prompt's logprobs.
     int position = -1;
     absl::StatusOr<int32_t> token;
+    bool ends = false;  // the constraint leaves no token: instead of `token` the text ends
     // As the request asks for them; here, since the threads that draw must not allocate.
     TokenLogprob logprob;
     std::array<TokenLogprob, kMaxLogprobs> most_probable;
@@ -117,8 +121,11 @@ class ServedModel {
   bool DeliverPromptLogprobs(const Draw& draw);
   void EndAtTimeLimit(Sequence& sequence, absl::Time now);
   // What the request draws from `logits` as its next token.
-  absl::StatusOr<int32_t> DrawNext(const Sequence& sequence, absl::Span<const float> logits,
-                                   SamplerScratch& scratch) const;
+  absl::StatusOr<int32_t> DrawNext(const Sequence& sequence, const DrawContext& context,
+                                   absl::Span<const float> logits, SamplerScratch& scratch) const;
+  DrawContext ContextOf(const Sequence& sequence) const;
+  // Puts what the sequence's constraint allows into `context`, or says how the draw ends.
+  absl::Status ConstrainDraw(Draw& draw, DrawContext& context) const;
   // Hands the draw's token over. Whether the next row is to be drawn from: the guess was right, and
   // the text goes on.
   bool TakeDraw(Draw& draw, EngineStats& stats);
@@ -131,6 +138,7 @@ class ServedModel {
   ModelInfo info_;  // const once it is loaded
   const std::shared_ptr<const Tokenizer> tokenizer_;
   const std::string chat_template_;
+  const std::unique_ptr<ConstraintCompiler> constraints_;
   ThreadPool* const pool_;
   Clock* const clock_;
   const bool prefix_cache_;

@@ -8,7 +8,9 @@
 #include <iostream>
 #include <utility>
 
+#include "core/base/file.h"
 #include "core/base/status_macros.h"
+#include "core/constraint/constraint.h"
 #include "services/cli/commands.h"
 
 namespace quern::cli {
@@ -21,7 +23,7 @@ double Seconds(const google::protobuf::Duration& duration) {
 }
 
 absl::Status Complete(const GenerateOptions& options, Context& context, Interrupt& interrupt) {
-  inference_pb::GenerateTextRequest request = MakeGenerateRequest(options);
+  ASSIGN_OR_RETURN(inference_pb::GenerateTextRequest request, MakeGenerateRequest(options));
   request.set_prompt(options.text);
   // A person reads on where the prompt ends; a pipe wants what was generated.
   if (context.terminal() && !context.json()) std::cout << options.text << std::flush;
@@ -31,7 +33,8 @@ absl::Status Complete(const GenerateOptions& options, Context& context, Interrup
 
 }  // namespace
 
-inference_pb::GenerateTextRequest MakeGenerateRequest(const GenerateOptions& options) {
+absl::StatusOr<inference_pb::GenerateTextRequest> MakeGenerateRequest(
+    const GenerateOptions& options) {
   inference_pb::GenerateTextRequest request;
   request.set_model(ResourceName("models", options.model));
   request.set_max_output_tokens(options.max_tokens);
@@ -42,6 +45,18 @@ inference_pb::GenerateTextRequest MakeGenerateRequest(const GenerateOptions& opt
   sampling.set_top_p(options.top_p);
   sampling.set_min_p(options.min_p);
   if (options.seed) sampling.set_seed(*options.seed);
+  const int num_constraints = (options.json_schema.empty() ? 0 : 1) +
+                              (options.regex.empty() ? 0 : 1) + (options.choices.empty() ? 0 : 1);
+  if (num_constraints > 1) {
+    return absl::InvalidArgumentError("--json-schema, --regex and --choice exclude each other");
+  }
+  if (!options.json_schema.empty()) {
+    ASSIGN_OR_RETURN(*request.mutable_json_schema(),
+                     ReadFile(options.json_schema, kMaxConstraintBytes));
+  } else if (!options.regex.empty()) {
+    request.set_regex(options.regex);
+  }
+  for (const std::string& choice : options.choices) request.mutable_choice()->add_texts(choice);
   return request;
 }
 
@@ -121,6 +136,11 @@ void AddGenerateOptions(CLI::App* sub, GenerateOptions& options) {
   sub->add_option("--max-tokens", options.max_tokens, "0: up to the model's context")
       ->capture_default_str();
   sub->add_option("--stop", options.stop, "end before this text; may be given 4 times");
+  sub->add_option("--json-schema", options.json_schema,
+                  "a file: the answer is JSON that is valid under this JSON Schema");
+  sub->add_option("--regex", options.regex, "the answer as a whole matches this");
+  sub->add_option("--choice", options.choices, "the answer is one of these; given once for each")
+      ->allow_extra_args(false);
   sub->add_flag("--stats", options.stats, "tokens/s and more on standard error");
 }
 

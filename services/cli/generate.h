@@ -4,6 +4,7 @@
 // What `quern complete` and `quern chat` share.
 
 #include <absl/status/status.h>
+#include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
 #include <quern/inference/v1/inference_service.grpc.pb.h>
 
@@ -30,12 +31,16 @@ struct GenerateOptions {
   std::optional<int64_t> seed;
   int max_tokens = 0;
   std::vector<std::string> stop;
+  std::string json_schema;  // file
+  std::string regex;
+  std::vector<std::string> choices;
   bool stats = false;
 };
 
 void AddGenerateOptions(CLI::App* sub, GenerateOptions& options);
 
-inference::v1::GenerateTextRequest MakeGenerateRequest(const GenerateOptions& options);
+absl::StatusOr<inference::v1::GenerateTextRequest> MakeGenerateRequest(
+    const GenerateOptions& options);
 
 // What came of a request, as far as it came.
 struct Generation {

@@ -72,7 +72,8 @@ absl::Status InferenceServer::Open(Clock& clock) {
       std::make_unique<ModelRegistry>(registry_options, *engine_, *loader_, metrics_, clock);
   RETURN_IF_ERROR(registry_->Restore());
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
-  generator_ = std::make_unique<TextGenerator>(*engine_, *registry_, config_.request_timeout);
+  generator_ =
+      std::make_unique<TextGenerator>(*engine_, *registry_, metrics_, config_.request_timeout);
   inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, metrics_);
   ServerOptions server_options;
   server_options.listen = config_.listen;

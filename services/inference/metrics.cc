@@ -180,6 +180,18 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
   memory_budget_ = &Gauges(registry, "quern_model_memory_budget_bytes",
                            "Memory that all models together may take.")
                         .Add({});
+  constraint_compile_seconds_ =
+      &Histograms(registry, "quern_constraint_compile_seconds",
+                  "Compiling what a request's text must be: a JSON schema, a regular expression, "
+                  "choices.")
+           .Add({}, Buckets{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1});
+  auto& constraints = Counters(registry, "quern_constraints_total",
+                               "Constraints of requests: compiled, found compiled (cached), or "
+                               "refused.");
+  constexpr const char* kNames[kNumConstraintOutcomes] = {"compiled", "cached", "refused"};
+  for (int i = 0; i < kNumConstraintOutcomes; ++i) {
+    constraints_total_[i] = &constraints.Add({{"outcome", kNames[i]}});
+  }
 }
 
 std::shared_ptr<const ModelMetrics> InferenceMetrics::MakeSeries(const std::string& model) {

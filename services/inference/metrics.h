@@ -131,9 +131,17 @@ class InferenceMetrics final : public StepObserver {
   void StreamBlocked(absl::Duration duration) {
     stream_blocked_seconds_->Observe(absl::ToDoubleSeconds(duration));
   }
+  // A request's constraint: compiled in that time, found compiled, or refused.
+  void ConstraintCompiled(absl::Duration duration) {
+    constraint_compile_seconds_->Observe(absl::ToDoubleSeconds(duration));
+    constraints_total_[kCompiled]->Increment();
+  }
+  void ConstraintFound() { constraints_total_[kCached]->Increment(); }
+  void ConstraintRefused() { constraints_total_[kRefused]->Increment(); }
   void OnStep(absl::Duration duration, int num_tokens, int num_sequences) override;
 
  private:
+  enum ConstraintOutcome { kCompiled, kCached, kRefused, kNumConstraintOutcomes };
   struct ModelGauges {
     prometheus::Gauge* info;
     prometheus::Gauge* load_seconds;
@@ -157,6 +165,8 @@ class InferenceMetrics final : public StepObserver {
   std::array<prometheus::Counter*, kNumEvictionReasons> evictions_total_{};
   prometheus::Gauge* memory_reserved_;
   prometheus::Gauge* memory_budget_;
+  prometheus::Histogram* constraint_compile_seconds_;
+  std::array<prometheus::Counter*, kNumConstraintOutcomes> constraints_total_{};
 
   prometheus::Family<prometheus::Counter>& requests_family_;
   prometheus::Family<prometheus::Counter>& prompt_tokens_family_;

@@ -10,9 +10,11 @@
 #include <optional>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "core/base/json.h"
 #include "core/base/status_macros.h"
+#include "core/constraint/constraint.h"
 
 namespace quern {
 namespace {
@@ -166,6 +168,110 @@ void ReadLogitBias(Fields& fields, inference::v1::SamplingParams& sampling) {
   }
 }
 
+// The text of `schema`, which is at `path` of the body: its members in the order in which the
+// client wrote them, which Json forgets.
+std::string SchemaText(absl::string_view body, const std::vector<std::string>& path,
+                       const Json& schema) {
+  using OrderedJson = nlohmann::ordered_json;
+  std::string sorted = schema.dump();
+  // Too long for the engine in any order; and an ordered object takes quadratic time to read.
+  if (sorted.size() > kMaxConstraintBytes) return sorted;
+  const auto only_path = [&](int depth, OrderedJson::parse_event_t event, OrderedJson& key) {
+    const auto level = static_cast<size_t>(depth);
+    return event != OrderedJson::parse_event_t::key || level < 1 || level > path.size() ||
+           key == path[level - 1];
+  };
+  OrderedJson at = OrderedJson::parse(body.begin(), body.end(), only_path, false);
+  for (const std::string& name : path) {
+    const auto it = at.find(name);
+    if (it == at.end()) return sorted;
+    at = OrderedJson(std::move(*it));
+  }
+  return at.dump();
+}
+
+void ReadResponseFormat(Fields& fields, absl::string_view body, GenerateTextRequest& request) {
+  const Json* format = fields.Take("response_format");
+  if (format == nullptr) return;
+  if (!format->is_object()) return fields.FailType("response_format", "an object", *format);
+  Fields inner(*format, "response_format.");
+  const std::string type = inner.String("type").value_or("");
+  if (type == "json_object") {
+    request.set_json_object(true);
+  } else if (type == "json_schema") {
+    const Json* holder = inner.Take("json_schema");
+    if (holder == nullptr || !holder->is_object()) {
+      inner.FailType("json_schema", "an object with a schema",
+                     holder == nullptr ? Json() : *holder);
+    } else {
+      Fields schema(*holder, "response_format.json_schema.");
+      schema.String("name");
+      schema.String("description");
+      schema.Bool("strict");  // always
+      const Json* text = schema.Take("schema");
+      if (text == nullptr) {
+        schema.Fail("schema", "wanted a JSON schema");
+      } else {
+        request.set_json_schema(
+            SchemaText(body, {"response_format", "json_schema", "schema"}, *text));
+      }
+      inner.Absorb(schema.Finish());
+    }
+  } else if (type != "text") {
+    inner.Fail("type", absl::StrCat("wanted text, json_object or json_schema, got \"",
+                                    type.substr(0, 80), "\""));
+  }
+  fields.Absorb(inner.Finish());
+}
+
+// vLLM's: exactly one of json, regex, choice and json_object.
+void ReadStructuredOutputs(Fields& fields, absl::string_view body, GenerateTextRequest& request) {
+  const Json* outputs = fields.Take("structured_outputs");
+  if (outputs == nullptr) return;
+  if (!outputs->is_object()) return fields.FailType("structured_outputs", "an object", *outputs);
+  if (request.constraint_case() != GenerateTextRequest::CONSTRAINT_NOT_SET) {
+    return fields.Fail("structured_outputs",
+                       "not together with a response_format that asks for JSON");
+  }
+  Fields inner(*outputs, "structured_outputs.");
+  int count = 0;
+  if (const Json* schema = inner.Take("json"); schema != nullptr) {
+    ++count;
+    // vLLM takes a schema also as its text.
+    request.set_json_schema(schema->is_string()
+                                ? schema->get<std::string>()
+                                : SchemaText(body, {"structured_outputs", "json"}, *schema));
+  }
+  if (const auto regex = inner.String("regex")) {
+    ++count;
+    request.set_regex(*regex);
+  }
+  if (const Json* choice = inner.Take("choice"); choice != nullptr) {
+    ++count;
+    request.mutable_choice();
+    if (!choice->is_array()) inner.FailType("choice", "an array of texts", *choice);
+    for (const Json& text : choice->is_array() ? *choice : Json::array()) {
+      if (!text.is_string()) {
+        inner.FailType("choice", "an array of texts", *choice);
+        break;
+      }
+      request.mutable_choice()->add_texts(text.get<std::string>());
+    }
+  }
+  if (inner.Bool("json_object").value_or(false)) {
+    ++count;
+    request.set_json_object(true);
+  }
+  for (const char* name : {"grammar", "structural_tag", "whitespace_pattern"}) inner.Refuse(name);
+  for (const char* name : {"disable_any_whitespace", "disable_additional_properties"}) {
+    inner.Refuse(name, false);
+  }
+  fields.Absorb(inner.Finish());
+  if (count != 1) {
+    fields.Fail("structured_outputs", "wanted exactly one of json, regex, choice and json_object");
+  }
+}
+
 // The model as the client wrote it.
 template <typename Request>
 std::string ReadModel(Fields& fields, Request& request) {
@@ -184,7 +290,8 @@ void ReadIds(Fields& fields, const std::string& name, const Json& array,
 }
 
 // What both kinds of request have; ranges are the engine's to check.
-void ReadCommon(Fields& fields, OpenAiRequest& out, GenerateTextRequest& request) {
+void ReadCommon(Fields& fields, absl::string_view body, OpenAiRequest& out,
+                GenerateTextRequest& request) {
   out.model = ReadModel(fields, request);
   out.stream = fields.Bool("stream").value_or(false);
   if (const Json* options = fields.Take("stream_options"); options != nullptr) {
@@ -233,6 +340,8 @@ void ReadCommon(Fields& fields, OpenAiRequest& out, GenerateTextRequest& request
     request.set_priority(
         static_cast<GenerateTextRequest::Priority>(GenerateTextRequest::NORMAL - *priority));
   }
+  ReadResponseFormat(fields, body, request);
+  ReadStructuredOutputs(fields, body, request);
   fields.Ignore("user");
   fields.Ignore("safety_identifier");
   fields.Ignore("metadata");
@@ -322,7 +431,7 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(absl::string_view body) {
   OpenAiRequest out;
   GenerateTextRequest request;
   Fields fields(document);
-  ReadCommon(fields, out, request);
+  ReadCommon(fields, body, out, request);
   request.set_max_output_tokens(
       static_cast<int32_t>(fields.Int("max_tokens", 0).value_or(kDefaultCompletionTokens)));
   request.set_prompt_only(request.max_output_tokens() == 0);
@@ -371,7 +480,7 @@ absl::StatusOr<OpenAiRequest> ParseChatCompletion(absl::string_view body) {
   out.chat = true;
   GenerateTextRequest request;
   Fields fields(document);
-  ReadCommon(fields, out, request);
+  ReadCommon(fields, body, out, request);
   const auto max_tokens = fields.Int("max_tokens", 1);
   const auto max_completion_tokens = fields.Int("max_completion_tokens", 1);
   request.set_max_output_tokens(
@@ -384,7 +493,6 @@ absl::StatusOr<OpenAiRequest> ParseChatCompletion(absl::string_view body) {
   }
   const int n = ReadChoices(fields);
   ReadMessages(fields, *request.mutable_chat());
-  fields.Refuse("response_format", Json{{"type", "text"}});
   fields.Refuse("tools", Json::array());
   fields.Refuse("tool_choice", "none");
   fields.Refuse("functions", Json::array());

@@ -4,8 +4,8 @@
 // Bodies of OpenAI's API (platform.openai.com/docs/api-reference: completions, chat completions) as
 // requests of ours. What OpenAI's API has and this server has not is refused by name, as is what
 // neither knows. Beyond OpenAI's: top_k, min_p, typical_p, repetition_penalty, min_tokens,
-// ignore_eos, stop_token_ids, prompt_logprobs, priority (-1 to 1), spelled as vLLM spells them; and
-// vLLM's /tokenize and /detokenize.
+// ignore_eos, stop_token_ids, prompt_logprobs, structured_outputs, priority (-1 to 1), spelled as
+// vLLM spells them; and vLLM's /tokenize and /detokenize.
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>

@@ -266,7 +266,29 @@ absl::Status CheckGenerateText(const GenerateTextRequest& request) {
                                                      limit.nanos(), " ns, wanted more than 0"));
     }
   }
+  if (request.has_json_object() && !request.json_object()) {
+    return absl::InvalidArgumentError("json_object must be true, or not set");
+  }
   return absl::OkStatus();
+}
+
+std::optional<ConstraintSpec> ConstraintOf(const GenerateTextRequest& request) {
+  using Kind = ConstraintSpec::Kind;
+  switch (request.constraint_case()) {
+    case GenerateTextRequest::kJsonSchema:
+      return ConstraintSpec{.kind = Kind::kJsonSchema, .text = request.json_schema()};
+    case GenerateTextRequest::kRegex:
+      return ConstraintSpec{.kind = Kind::kRegex, .text = request.regex()};
+    case GenerateTextRequest::kChoice:
+      return ConstraintSpec{
+          .kind = Kind::kChoice,
+          .choices = {request.choice().texts().begin(), request.choice().texts().end()}};
+    case GenerateTextRequest::kJsonObject:
+      return ConstraintSpec{.kind = Kind::kJsonObject};
+    case GenerateTextRequest::CONSTRAINT_NOT_SET:
+      break;
+  }
+  return std::nullopt;
 }
 
 absl::StatusOr<GenerationRequest> MakeGeneration(const GenerateTextRequest& request,

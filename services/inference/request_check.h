@@ -10,6 +10,7 @@
 #include <absl/time/time.h>
 #include <quern/inference/v1/inference_service.pb.h>
 
+#include <optional>
 #include <string>
 
 #include "core/engine/engine.h"
@@ -40,6 +41,9 @@ absl::Status CheckGenerateText(const inference::v1::GenerateTextRequest& request
 absl::StatusOr<GenerationRequest> MakeGeneration(const inference::v1::GenerateTextRequest& request,
                                                  const ActiveModel& model, const Engine& engine,
                                                  absl::Time deadline);
+
+// What the text of a checked request must be; unset when it may be any.
+std::optional<ConstraintSpec> ConstraintOf(const inference::v1::GenerateTextRequest& request);
 
 // The number of tokens that the input takes as a prompt of `model`.
 absl::StatusOr<int> CountPromptTokens(const inference::v1::CountTokensRequest& request,

@@ -3,6 +3,8 @@
 #include <absl/time/clock.h>
 
 #include <algorithm>
+#include <chrono>
+#include <optional>
 #include <utility>
 
 #include "core/base/retry_delay.h"
@@ -43,10 +45,11 @@ Rejection RejectionOf(const absl::Status& status) {
   }
 }
 
-TextGenerator::TextGenerator(Engine& engine, ModelRegistry& registry,
+TextGenerator::TextGenerator(Engine& engine, ModelRegistry& registry, InferenceMetrics& metrics,
                              absl::Duration request_timeout)
     : engine_(engine),
       registry_(registry),
+      metrics_(metrics),
       request_timeout_(request_timeout),
       executor_(kNumThreads, kMaxWaiting) {}
 
@@ -103,6 +106,7 @@ absl::Status TextGenerator::Submit(const inference::v1::GenerateTextRequest& req
   }
   RETURN_IF_ERROR(CheckRoom());
   ASSIGN_OR_RETURN(GenerationRequest generation, MakeGeneration(request, model, engine_, deadline));
+  RETURN_IF_ERROR(Constrain(request, model, generation));
   sink->set_prompt_tokens(static_cast<int>(generation.prompt.size()));
   return engine_.Submit(model.handle, std::move(generation), sink);
 }
@@ -126,6 +130,25 @@ absl::Status TextGenerator::Detokenize(const inference::v1::DetokenizeRequest& r
                                        const ActiveModel& model,
                                        inference::v1::DetokenizeResponse* response) const {
   ASSIGN_OR_RETURN(*response, DetokenizeIds(request, model));
+  return absl::OkStatus();
+}
+
+absl::Status TextGenerator::Constrain(const inference::v1::GenerateTextRequest& request,
+                                      const ActiveModel& model, GenerationRequest& generation) {
+  const std::optional<ConstraintSpec> spec = ConstraintOf(request);
+  if (!spec.has_value()) return absl::OkStatus();
+  const auto start = std::chrono::steady_clock::now();
+  absl::StatusOr<CompiledConstraint> compiled = engine_.CompileConstraint(model.handle, *spec);
+  if (!compiled.ok()) {
+    metrics_.ConstraintRefused();
+    return compiled.status();
+  }
+  if (compiled->from_cache) {
+    metrics_.ConstraintFound();
+  } else {
+    metrics_.ConstraintCompiled(absl::FromChrono(std::chrono::steady_clock::now() - start));
+  }
+  generation.constraint = std::move(compiled->constraint);
   return absl::OkStatus();
 }
 

@@ -13,6 +13,7 @@
 #include "core/engine/engine.h"
 #include "services/common/executor.h"
 #include "services/inference/generation_sink.h"
+#include "services/inference/metrics.h"
 #include "services/inference/model_registry.h"
 
 namespace quern {
@@ -23,15 +24,16 @@ class TextGenerator {
  public:
   // All references outlive this. The registry is drained before this goes. A request may take
   // `request_timeout` from its arrival on, whatever the client allows.
-  TextGenerator(Engine& engine, ModelRegistry& registry, absl::Duration request_timeout);
+  TextGenerator(Engine& engine, ModelRegistry& registry, InferenceMetrics& metrics,
+                absl::Duration request_timeout);
 
   // When a request that arrives now is over, for a client that waits until `asked`.
   absl::Time DeadlineOf(absl::Time asked) const;
   // What the engine would say of a request now. Quick, so that a front refuses before it does
   // anything else.
   absl::Status CheckRoom() const { return engine_.CheckRoom(/*principal=*/""); }
-  // RESOURCE_EXHAUSTED when too many wait. Tokenizing a long prompt takes milliseconds: it and what
-  // takes as long runs on threads of this.
+  // RESOURCE_EXHAUSTED when too many wait. Tokenizing a long prompt takes milliseconds, compiling a
+  // constraint up to tens: they and what takes as long run on threads of this.
   [[nodiscard]] absl::Status Post(std::function<void()> work);
 
   // Calls `then` with a use of the model `name`, or why there is none: at once when it is in
@@ -39,9 +41,9 @@ class TextGenerator {
   using ModelThen = std::function<void(absl::StatusOr<std::shared_ptr<const ActiveModel>> model)>;
   void WithModel(absl::string_view name, const ModelThen& then);
 
-  // Checks, tokenizes and submits, in time and while there is room, on the calling thread or when
-  // the model has been loaded; `sink` hears of a refusal like of any other end. `request` lives as
-  // long as `sink`.
+  // Checks, tokenizes, compiles and submits, in time and while there is room, on the calling thread
+  // or when the model has been loaded; `sink` hears of a refusal like of any other end. `request`
+  // lives as long as `sink`.
   void Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
                 const std::shared_ptr<GenerationSink>& sink);
 
@@ -62,8 +64,13 @@ class TextGenerator {
   absl::Status Submit(const inference::v1::GenerateTextRequest& request, const ActiveModel& model,
                       absl::Time deadline, const std::shared_ptr<GenerationSink>& sink);
 
+  // Compiles what the request's text must be, if anything, into `generation`.
+  absl::Status Constrain(const inference::v1::GenerateTextRequest& request,
+                         const ActiveModel& model, GenerationRequest& generation);
+
   Engine& engine_;
   ModelRegistry& registry_;
+  InferenceMetrics& metrics_;
   const absl::Duration request_timeout_;
   Executor executor_;
 };

@@ -49,6 +49,28 @@ class BadRequestsTest : public InferenceServerTest {
   int num_cases_ = 0;
 };
 
+TEST_F(BadRequestsTest, Constraint) {
+  ExpectInvalid("schema", "\"uniqueItems\" is not supported", [](auto& request) {
+    request.set_json_schema(R"({"type": "array", "uniqueItems": true})");
+  });
+  ExpectInvalid("empty schema", "must not be empty",
+                [](auto& request) { request.set_json_schema(""); });
+  ExpectInvalid("long pattern", "at most 65536 are taken",
+                [](auto& request) { request.set_regex(std::string(70000, 'a')); });
+  ExpectInvalid("count", "more than 10000 times",
+                [](auto& request) { request.set_regex("a{1,1000000}"); });
+  ExpectInvalid("states", "more than 65536 states",
+                [](auto& request) { request.set_regex("((a{1000}){1000}){1000}"); });
+  ExpectInvalid("no choice", "wanted 1 to 1024", [](auto& request) { request.mutable_choice(); });
+  ExpectInvalid("false", "json_object must be true",
+                [](auto& request) { request.set_json_object(false); });
+  ExpectInvalid("endless", "ignore_end_of_text", [](auto& request) {
+    request.set_json_object(true);
+    request.set_ignore_end_of_text(true);
+  });
+  ExpectAlive();
+}
+
 TEST_F(BadRequestsTest, Model) {
   for (const std::string& name :
        {std::string(), std::string("tiny"), std::string("models/"), std::string("models/UPPER"),

@@ -84,6 +84,25 @@ TEST_F(MetricsTest, SayWhatWasDone) {
       5);
 }
 
+TEST_F(MetricsTest, ConstraintsAreCounted) {
+  LoadTiny();
+  GenerateTextRequest request = Request("Once", 50);
+  EXPECT_OK(Generate(request));
+  for (const char* pattern : {"[a-z]{3}", "[a-z]{3}", "[0-9]{2}", "[a-z]{3}"}) {
+    request.set_regex(pattern);
+    ASSERT_OK_AND_ASSIGN(const GenerateTextResponse response, Generate(request));
+    EXPECT_EQ(response.finish_reason(), GenerateTextResponse::END_OF_TEXT);
+    EXPECT_EQ(response.text().size(), pattern[1] == 'a' ? 3u : 2u);
+  }
+  request.set_regex("(");
+  EXPECT_FALSE(Generate(request).ok());
+  const std::string scrape = Scrape();
+  EXPECT_EQ(ScrapedValue(scrape, "quern_constraints_total{outcome=\"compiled\"}"), 2);
+  EXPECT_EQ(ScrapedValue(scrape, "quern_constraints_total{outcome=\"cached\"}"), 2);
+  EXPECT_EQ(ScrapedValue(scrape, "quern_constraints_total{outcome=\"refused\"}"), 1);
+  EXPECT_EQ(ScrapedValue(scrape, "quern_constraint_compile_seconds_count"), 2);
+}
+
 TEST_F(MetricsTest, UnloadedModelLeavesItsCountersOnly) {
   LoadTiny();
   EXPECT_OK(Generate(Request("Once", 5)));

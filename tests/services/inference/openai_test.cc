@@ -240,7 +240,6 @@ TEST_F(OpenAiTest, WhatIsNotSupportedIsRefusedByName) {
   } kUnsupportedChat[] = {
       {"tools", {{{"type", "function"}}}},
       {"tool_choice", "auto"},
-      {"response_format", {{"type", "json_object"}}},
       {"functions", {1}},
       {"modalities", {"audio"}},
       {"store", true},
@@ -257,6 +256,92 @@ TEST_F(OpenAiTest, WhatIsNotSupportedIsRefusedByName) {
   harmless["user"] = "ann";
   harmless["stop"] = nullptr;
   EXPECT_EQ(Post(kChat, harmless).status, 200);
+}
+
+TEST_F(OpenAiTest, ResponseFormatIsKept) {
+  LoadTiny();
+  const auto content = [&](Json format) {
+    Json body = ChatBody();
+    body["max_tokens"] = 200;
+    body["temperature"] = 1;
+    body["seed"] = 5;
+    body["response_format"] = std::move(format);
+    const Answer answer = Post(kChat, body);
+    EXPECT_EQ(answer.status, 200) << answer.body;
+    const Json choice = answer.json()["choices"][0];
+    EXPECT_EQ(choice["finish_reason"], "stop");
+    return choice["message"]["content"].get<std::string>();
+  };
+  EXPECT_TRUE(Json::parse(content({{"type", "json_object"}})).is_object());
+  // As a client writes it: "z" first. The library that makes bodies here would sort.
+  const std::string schema =
+      R"({"type":"object","properties":{"z":{"type":"boolean"},"a":{"enum":[1,2]}},)"
+      R"("required":["z","a"],"additionalProperties":false})";
+  const std::string with_schema = content(
+      {{"type", "json_schema"},
+       {"json_schema", {{"name", "x"}, {"strict", true}, {"schema", Json::parse(schema)}}}});
+  const Json value = Json::parse(with_schema);
+  EXPECT_TRUE(value.at("z").is_boolean() && (value.at("a") == 1 || value.at("a") == 2)) << value;
+  EXPECT_EQ(value.size(), 2u);
+  const Answer answer = Send(PostBytes(
+      kCompletions, absl::StrCat(R"({"model":"tiny","prompt":"x","max_tokens":200,"temperature":0,)"
+                                 R"("structured_outputs":{"json":)",
+                                 schema, "}}")));
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const std::string text = answer.json()["choices"][0]["text"];
+  EXPECT_LT(text.find("\"z\""), text.find("\"a\"")) << text;
+}
+
+TEST_F(OpenAiTest, StructuredOutputsAreKept) {
+  LoadTiny();
+  const auto text = [&](Json outputs) {
+    Json body = CompletionBody();
+    body["max_tokens"] = 100;
+    body["structured_outputs"] = std::move(outputs);
+    const Answer answer = Post(kCompletions, body);
+    EXPECT_EQ(answer.status, 200) << answer.body;
+    return answer.json()["choices"][0]["text"].get<std::string>();
+  };
+  EXPECT_THAT(text({{"regex", "[0-9]{3}-[0-9]{4}"}}), testing::MatchesRegex("...-...."));
+  EXPECT_THAT(text({{"choice", {"yes", "no"}}}), testing::AnyOf("yes", "no"));
+  EXPECT_EQ(Json::parse(text({{"json", R"({"const": [1, "a"]})"}})), Json({1, "a"}));
+  // The limit may cut it off.
+  EXPECT_THAT(text({{"json_object", true}}), testing::StartsWith("{"));
+  EXPECT_EQ(text({{"json", {{"const", nullptr}}}, {"regex", nullptr}}), "null");
+}
+
+TEST_F(OpenAiTest, BadConstraintsAreNamed) {
+  LoadTiny();
+  const auto refused = [&](const char* name, Json value, const std::string& param,
+                           const std::string& message) {
+    for (const char* path : {kCompletions, kChat}) {
+      Json body = path == std::string(kChat) ? ChatBody() : CompletionBody();
+      body[name] = value;
+      ExpectRefused(path, body, 400, param, message);
+    }
+  };
+  refused("response_format", "json", "response_format", "wanted an object");
+  refused("response_format", {{"type", "grammar"}}, "response_format.type", "wanted text");
+  refused("response_format", {{"type", "json_schema"}}, "response_format.json_schema", "wanted");
+  refused("response_format", {{"type", "json_schema"}, {"json_schema", {{"name", "x"}}}},
+          "response_format.json_schema.schema", "wanted a JSON schema");
+  refused("response_format", {{"type", "text"}, {"schema", true}}, "response_format.schema",
+          "unknown field");
+  refused("structured_outputs", Json::object(), "structured_outputs", "exactly one of");
+  refused("structured_outputs", {{"regex", "a"}, {"choice", {"a"}}}, "structured_outputs",
+          "exactly one of");
+  refused("structured_outputs", {{"grammar", "root ::= x"}}, "structured_outputs.grammar",
+          "does not support");
+  refused("structured_outputs", {{"choice", {"a", 1}}}, "structured_outputs.choice",
+          "array of texts");
+  refused("structured_outputs", {{"choice", Json::array()}}, "", "wanted 1 to 1024");
+  refused("structured_outputs", {{"regex", "(a"}}, "", "regular expression, offset 2");
+  refused("structured_outputs", {{"json", {{"multipleOf", 3}}}}, "", "\"multipleOf\"");
+  refused("guided_regex", "a", "guided_regex", "unknown field");
+  Json both = ChatBody();
+  both["response_format"] = {{"type", "json_object"}};
+  both["structured_outputs"] = {{"regex", "a"}};
+  ExpectRefused(kChat, both, 400, "structured_outputs", "not together");
 }
 
 TEST_F(OpenAiTest, BadFieldsAreNamed) {

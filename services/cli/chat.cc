@@ -81,7 +81,7 @@ absl::Status Talk(const GenerateOptions& options, Context& context, Interrupt& i
 
 // One message, or one for each line of standard input.
 absl::Status ChatInLines(const GenerateOptions& options, Context& context, Interrupt& interrupt) {
-  inference::v1::GenerateTextRequest request = MakeGenerateRequest(options);
+  ASSIGN_OR_RETURN(inference::v1::GenerateTextRequest request, MakeGenerateRequest(options));
   const auto add = [&](inference::v1::Chat::Message::Role role, const std::string& content) {
     auto* message = request.mutable_chat()->add_messages();
     message->set_role(role);

@@ -215,7 +215,9 @@ absl::Status ChatSession::MakeRoom(const std::string& text) {
 
 void ChatSession::Ask(const std::string& text) {
   if (const absl::Status status = MakeRoom(text); !status.ok()) return Complain(status);
-  inference_pb::GenerateTextRequest request = MakeGenerateRequest(options_);
+  absl::StatusOr<inference_pb::GenerateTextRequest> made = MakeGenerateRequest(options_);
+  if (!made.ok()) return Complain(made.status());
+  inference_pb::GenerateTextRequest& request = *made;
   const auto add = [&](Role::Role role, const std::string& content) {
     Role& message = *request.mutable_chat()->add_messages();
     message.set_role(role);

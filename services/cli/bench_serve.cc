@@ -165,6 +165,10 @@ absl::StatusOr<std::unique_ptr<LoadClient>> MakeClient(const ServeOptions& optio
       url = absl::StrCat("http://", address);
     }
     ASSIGN_OR_RETURN(const HttpUrl parsed, ParseHttpUrl(url));
+    if (parsed.tls) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--url: '", url, "' wants TLS, which the load has not; measure http://"));
+    }
     return MakeHttpLoadClient(parsed, client);
   }
   if (!options.url.empty()) {

@@ -27,6 +27,7 @@ void AddEval(CLI::App& app, Command& command);
 void AddBench(CLI::App& app, Command& command);
 void AddHealth(CLI::App& app, Command& command);
 void AddDoctor(CLI::App& app, Command& command);
+void AddToken(CLI::App& app, Command& command);
 
 }  // namespace quern::cli
 

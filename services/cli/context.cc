@@ -6,7 +6,6 @@
 #include <absl/strings/strip.h>
 #include <google/protobuf/util/json_util.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -34,8 +33,12 @@ constexpr size_t kMaxAddressFileBytes = 64 << 10;
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  return grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(absl::string_view flag,
+                                                       const std::string& address,
+                                                       const ChannelSecurity& security) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
+                   MakeChannelCredentials(flag, address, security));
+  return grpc::CreateChannel(address, credentials);
 }
 
 absl::StatusOr<std::string> ProgramDirectory() {
@@ -93,13 +96,13 @@ absl::StatusOr<std::string> Context::BelowRoot(absl::string_view path,
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Context::Jobs() const {
   ASSIGN_OR_RETURN(const std::string address, Address(options_.jobs, "jobs", kJobsAddress));
-  return Connect(address);
+  return Connect("--jobs", address, options_.security);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Context::Inference() const {
   ASSIGN_OR_RETURN(const std::string address,
                    Address(options_.inference, "inference", kInferenceAddress));
-  return Connect(address);
+  return Connect("--inference", address, options_.security);
 }
 
 int TerminalColumns() {

@@ -17,6 +17,7 @@
 
 #include "core/base/file.h"
 #include "core/base/mutex.h"
+#include "services/common/channel.h"
 
 namespace quern::cli {
 
@@ -33,6 +34,7 @@ struct GlobalOptions {
   std::string jobs;            // HOST:PORT of quern-jobs; empty: from quern.json, or the default
   std::string inference;       // HOST:PORT of quern-inference; likewise
   std::string data_directory;  // of `quern up`; empty: the user's state directory
+  ChannelSecurity security;    // how to show them who asks
   bool json = false;           // results as JSON on standard output
 };
 
@@ -128,8 +130,10 @@ class Interrupt {
 // The directory of this program, where the other programs are too.
 absl::StatusOr<std::string> ProgramDirectory();
 
-// A channel to any address; nothing is sent yet.
-std::shared_ptr<grpc::Channel> Connect(const std::string& address);
+// A channel to any address; nothing is sent yet. `flag` names the address in messages.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(absl::string_view flag,
+                                                       const std::string& address,
+                                                       const ChannelSecurity& security);
 
 // What a call answered. A service that is not there is said in the user's words.
 absl::Status CallStatus(const grpc::Status& status);

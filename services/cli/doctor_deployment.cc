@@ -146,7 +146,8 @@ void Deployment::CheckProxy() {
 }
 
 void Deployment::CheckGrpc(const Service& service) {
-  const absl::Status health = CheckHealth(service.grpc, service.grpc_service, options_.timeout);
+  const absl::Status health = CheckHealth(service.grpc, service.grpc_service,
+                                          context_.options().security, options_.timeout);
   if (health.ok()) {
     ours_.insert(service.grpc);
     return findings_.Ok(service.name, absl::StrCat(service.grpc, " is SERVING"));
@@ -164,7 +165,7 @@ void Deployment::CheckMetrics(const Service& service) {
   const std::string url = absl::StrCat("http://", service.metrics);
   const absl::Time before = absl::Now();
   const absl::StatusOr<HttpAnswer> answer =
-      HttpGet(absl::StrCat(url, "/metrics"), options_.timeout);
+      HttpGet(absl::StrCat(url, "/metrics"), {}, options_.timeout);
   if (!answer.ok() || answer->status != 200) {
     return findings_.Problem(
         check,
@@ -190,7 +191,7 @@ void Deployment::CheckMetrics(const Service& service) {
         "correct the address, or upgrade the service");
   }
   ours_.insert(service.metrics);
-  const absl::Status ready = CheckHealth(absl::StrCat(url, "/readyz"), "", options_.timeout);
+  const absl::Status ready = CheckHealth(absl::StrCat(url, "/readyz"), "", {}, options_.timeout);
   if (!ready.ok()) {
     return findings_.Problem(check, std::string(ready.message()), "HTTP 200 from /readyz",
                              "look at its log: it runs, but takes no work now");

@@ -38,7 +38,7 @@ absl::StatusOr<std::vector<ScrapeTarget>> TargetsOf(const Json& answer, absl::st
 }
 
 absl::StatusOr<Json> AskTargets(const std::string& url, absl::Duration timeout) {
-  ASSIGN_OR_RETURN(const HttpAnswer answer, HttpGet(url, timeout));
+  ASSIGN_OR_RETURN(const HttpAnswer answer, HttpGet(url, {}, timeout));
   if (answer.status != 200) {
     return absl::UnavailableError(absl::StrCat(url, ": HTTP ", answer.status));
   }

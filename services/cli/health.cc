@@ -29,8 +29,9 @@ struct HealthOptions {
   double timeout_seconds = 5;
 };
 
-absl::Status CheckUrl(const std::string& url, absl::Duration timeout) {
-  ASSIGN_OR_RETURN(const HttpAnswer answer, HttpGet(url, timeout));
+absl::Status CheckUrl(const std::string& url, const ChannelSecurity& security,
+                      absl::Duration timeout) {
+  ASSIGN_OR_RETURN(const HttpAnswer answer, HttpGet(url, security, timeout));
   if (answer.status == 200) return absl::OkStatus();
   // /readyz and /healthz say why in their first line.
   const std::string reason = answer.body.substr(0, answer.body.find('\n'));
@@ -39,7 +40,8 @@ absl::Status CheckUrl(const std::string& url, absl::Duration timeout) {
 
 absl::Status RunHealth(const HealthOptions& options, const Context& context) {
   const absl::Status status =
-      CheckHealth(options.address, options.service, absl::Seconds(options.timeout_seconds));
+      CheckHealth(options.address, options.service, context.options().security,
+                  absl::Seconds(options.timeout_seconds));
   if (context.json()) {
     std::cout << Json{{"address", options.address},
                       {"service", options.service},
@@ -57,16 +59,19 @@ absl::Status RunHealth(const HealthOptions& options, const Context& context) {
 }  // namespace
 
 absl::Status CheckHealth(const std::string& address, const std::string& service,
-                         absl::Duration timeout) {
-  if (absl::StartsWith(address, "http://")) return CheckUrl(address, timeout);
+                         const ChannelSecurity& security, absl::Duration timeout) {
+  if (absl::StartsWith(address, "http://") || absl::StartsWith(address, "https://")) {
+    return CheckUrl(address, security, timeout);
+  }
   RETURN_IF_ERROR(ParseHostPort(address).status());
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                   Connect("address", address, security));
   health_pb::HealthCheckRequest request;
   request.set_service(service);
   grpc::ClientContext call;
   call.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   health_pb::HealthCheckResponse response;
-  const grpc::Status status =
-      health_pb::Health::NewStub(Connect(address))->Check(&call, request, &response);
+  const grpc::Status status = health_pb::Health::NewStub(channel)->Check(&call, request, &response);
   const std::string what = service.empty() ? address : absl::StrCat(address, ": ", service);
   switch (status.error_code()) {
     case grpc::StatusCode::OK:
@@ -92,7 +97,7 @@ void AddHealth(CLI::App& app, Command& command) {
   auto options = std::make_shared<HealthOptions>();
   CLI::App* sub = app.add_subcommand("health", "Ask one service whether it serves; 0 when it does");
   sub->add_option("address", options->address,
-                  "HOST:PORT of a gRPC service, or http://HOST:PORT/readyz")
+                  "HOST:PORT of a gRPC service, or http(s)://HOST:PORT/readyz")
       ->required();
   sub->add_option("--service", options->service,
                   "full name, e.g. quern.inference.v1.InferenceService; unset: the whole server");

@@ -12,7 +12,7 @@ namespace quern::cli {
 // http://HOST:PORT/PATH for status 200. OK when it serves; otherwise one line that says why not,
 // UNAVAILABLE or DEADLINE_EXCEEDED, or NOT_FOUND for a service that the server does not have.
 absl::Status CheckHealth(const std::string& address, const std::string& service,
-                         absl::Duration timeout);
+                         const ChannelSecurity& security, absl::Duration timeout);
 
 }  // namespace quern::cli
 

@@ -8,15 +8,17 @@
 #include <string>
 
 #include "services/common/address.h"
+#include "services/common/channel.h"
 
 namespace quern::cli {
 
 struct HttpUrl {
   HostPort host_port;
   std::string target;  // "/metrics"; "/" when there is none
+  bool tls = false;
 };
 
-// "http://HOST[:PORT][/PATH]"; INVALID_ARGUMENT for any other kind.
+// "http://HOST[:PORT][/PATH]" or https://; INVALID_ARGUMENT for any other kind.
 absl::StatusOr<HttpUrl> ParseHttpUrl(absl::string_view text);
 
 struct HttpAnswer {
@@ -25,9 +27,11 @@ struct HttpAnswer {
   absl::Time server_time;  // of its Date header; InfinitePast without one
 };
 
-// GETs "http://HOST[:PORT][/PATH]" and waits at most `timeout`. INVALID_ARGUMENT for another kind
-// of URL, UNAVAILABLE when no answer comes, DEADLINE_EXCEEDED. Any HTTP status is an answer.
-absl::StatusOr<HttpAnswer> HttpGet(absl::string_view url, absl::Duration timeout);
+// GETs "http://HOST[:PORT][/PATH]" and waits at most `timeout`; of `security` an "https://" URL
+// takes the CA, which is then required, and the client's certificate. INVALID_ARGUMENT for another
+// kind of URL, UNAVAILABLE when no answer comes, DEADLINE_EXCEEDED. Any HTTP status is an answer.
+absl::StatusOr<HttpAnswer> HttpGet(absl::string_view url, const ChannelSecurity& security,
+                                   absl::Duration timeout);
 
 }  // namespace quern::cli
 

@@ -54,6 +54,14 @@ int main(int argc, char** argv) {
       "--data-directory", options.data_directory,
       "where `quern up` keeps its data and records its addresses (default: quern/ in the "
       "user's state directory)");
+  app.add_option(
+      "--tls-ca", options.security.tls_ca,
+      "PEM file of the CA that certificates of services must come from (default: no TLS)");
+  app.add_option("--tls-cert", options.security.tls_cert,
+                 "PEM file with the certificate shown to services (default: none)");
+  app.add_option("--tls-key", options.security.tls_key, "PEM file with the key of --tls-cert");
+  app.add_option("--token-file", options.security.token_file,
+                 "file with the token shown to services (default: none)");
   app.add_flag("--json", options.json, "print results as JSON");
 
   Command command;
@@ -68,6 +76,7 @@ int main(int argc, char** argv) {
   AddBench(app, command);
   AddHealth(app, command);
   AddDoctor(app, command);
+  AddToken(app, command);
 
   try {
     app.parse(argc, argv);

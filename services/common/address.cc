@@ -7,9 +7,6 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
-#include "core/base/log.h"
-#include "core/base/status_macros.h"
-
 namespace quern {
 namespace {
 
@@ -57,27 +54,6 @@ bool IsLoopback(absl::string_view host) {
   in6_addr v6;
   if (inet_pton(AF_INET6, name.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
   return name == "localhost";
-}
-
-absl::StatusOr<HostPort> CheckListenAddress(absl::string_view flag, absl::string_view text,
-                                            bool allow_insecure_network) {
-  absl::StatusOr<HostPort> address = ParseHostPort(text);
-  if (!address.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(flag, ": ", address.status().message()));
-  }
-  if (!IsLoopback(address->host) && !allow_insecure_network) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        flag, ": ", text, " can be reached from other machines and connections are not yet ",
-        "encrypted or authenticated; use a loopback address, or --allow-insecure-network if the ",
-        "network is trusted"));
-  }
-  return address;
-}
-
-void WarnIfExposed(absl::string_view flag, const HostPort& address) {
-  if (IsLoopback(address.host)) return;
-  LOG(WARNING) << "listening without encryption or authentication " << flag << "="
-               << address.ToString();
 }
 
 }  // namespace quern

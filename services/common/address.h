@@ -24,14 +24,6 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 // as reachable: what they resolve to can change.
 bool IsLoopback(absl::string_view host);
 
-// Checks an address to listen on. FAILED_PRECONDITION when others could reach it and
-// `allow_insecure_network` is not set: there is no TLS yet. `flag` names the setting in messages.
-absl::StatusOr<HostPort> CheckListenAddress(absl::string_view flag, absl::string_view text,
-                                            bool allow_insecure_network);
-
-// Logs that other machines can reach what listens at `address`, when they can.
-void WarnIfExposed(absl::string_view flag, const HostPort& address);
-
 }  // namespace quern
 
 #endif  // QUERN_SERVICES_COMMON_ADDRESS_H_

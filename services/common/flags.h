@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "services/common/security_config.h"
 #include "services/program/command_line.h"
 
 namespace quern {
@@ -15,7 +16,7 @@ struct CommonConfig {
   std::string metrics_listen;
   std::string ready_file;           // empty: none
   std::string log_format = "text";  // or json
-  bool allow_insecure_network = false;
+  SecurityConfig security;
 };
 
 // Blocks the shutdown signals, parses the command line (and may exit, see ParseCommandLine), sets

@@ -4,6 +4,7 @@
 #include <absl/strings/str_cat.h>
 #include <absl/time/clock.h>
 
+#include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -15,11 +16,14 @@
 #include <future>
 #include <optional>
 #include <thread>
+#include <variant>
 
 #include "core/base/log.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
-#include "services/common/address.h"
+#include "services/common/http_head.h"
+#include "services/common/http_stream.h"
+#include "services/common/tls.h"
 
 namespace quern {
 namespace {
@@ -27,6 +31,9 @@ namespace {
 namespace asio = boost::asio;
 namespace beast = boost::beast;
 namespace http = boost::beast::http;
+
+// Half-open handshakes cost their sender next to nothing.
+constexpr std::chrono::milliseconds kHandshakeTimeout{10'000};
 
 // What all connections share. On the server's thread, but for the count.
 struct Shared {
@@ -45,7 +52,8 @@ struct Shared {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(asio::ip::tcp::socket socket, std::shared_ptr<Shared> shared)
-      : stream_(std::move(socket)),
+      : tls_(shared->options.security ? shared->options.security->server_tls() : nullptr),
+        stream_(std::move(socket), tls_.get()),
         buffer_(static_cast<size_t>(shared->options.max_header_bytes) + kWatchBytes),
         shared_(std::move(shared)) {
     ++shared_->num_connections;
@@ -54,6 +62,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   asio::any_io_executor executor() { return stream_.get_executor(); }
 
+  // Shakes hands where there is TLS, then reads the first request.
+  void Start();
   void ReadRequest();
 
   // Of exchange `serial`; what comes late is ignored.
@@ -67,11 +77,17 @@ class Connection : public std::enable_shared_from_this<Connection> {
   enum class State { kReading, kWaiting, kStreaming, kEnding };
   static constexpr size_t kWatchBytes = 4096;
 
-  void Expire() { stream_.expires_after(absl::ToChronoMilliseconds(shared_->options.timeout)); }
+  void Expire() {
+    stream_.tcp().expires_after(absl::ToChronoMilliseconds(shared_->options.timeout));
+  }
+  void OnHandshake();
+  void OnHead();
   void ReadBody();
   void OnRequest();
   void OnReadError(beast::error_code error);
   HttpResponse Refusal(int status, absl::string_view message) const;
+  // Answers with it; nothing more is read from the connection.
+  void Refuse(HttpResponse refusal);
   // Reads on while a request is under way, to see when the client goes.
   void Watch();
   bool IsCurrent(uint64_t serial) const { return serial == serial_ && state_ != State::kReading; }
@@ -95,7 +111,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
                  absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", absl::Now(), absl::UTCTimeZone()));
   }
 
-  beast::tcp_stream stream_;
+  const std::shared_ptr<SSL_CTX> tls_;  // null: without
+  HttpStream stream_;
   beast::flat_buffer buffer_;
   const std::shared_ptr<Shared> shared_;
   std::optional<http::request_parser<http::string_body>> parser_;
@@ -109,6 +126,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool sending_last_ = false;  // and nothing of the answer follows
   bool gone_ = false;
   bool in_exchange_ = false;
+  bool lingers_ = false;
+  std::optional<Principal> certificate_;  // whom the client's stands for
+  Principal principal_;                   // whose request it is
   std::function<void()> on_gone_;
 
   http::response<http::string_body> response_;
@@ -174,6 +194,25 @@ class Exchange final : public HttpExchange {
   const uint64_t serial_;
 };
 
+void Connection::Start() {
+  if (!stream_.is_tls()) return ReadRequest();
+  stream_.tcp().expires_after(
+      std::min(kHandshakeTimeout, absl::ToChronoMilliseconds(shared_->options.timeout)));
+  stream_.async_handshake([self = shared_from_this()](beast::error_code error) {
+    // Letting go closes the connection of one that is no client, or not of our CA.
+    if (!error) self->OnHandshake();
+  });
+}
+
+void Connection::OnHandshake() {
+  X509* certificate = SSL_get1_peer_certificate(stream_.ssl());
+  if (certificate != nullptr) {
+    certificate_ = PrincipalOfCertificate(*certificate);
+    X509_free(certificate);
+  }
+  ReadRequest();
+}
+
 void Connection::ReadRequest() {
   state_ = State::kReading;
   if (shared_->stopping) return;
@@ -181,19 +220,34 @@ void Connection::ReadRequest() {
   parser_->header_limit(shared_->options.max_header_bytes);
   parser_->body_limit(shared_->options.max_body_bytes);
   Expire();
-  http::async_read_header(
-      stream_, buffer_, *parser_, [self = shared_from_this()](beast::error_code error, size_t) {
-        if (error) return self->OnReadError(error);
-        if (!beast::iequals(self->parser_->get()[http::field::expect], "100-continue")) {
-          return self->ReadBody();
-        }
-        self->stream_head_ = {http::status::continue_, 11};
-        self->head_serializer_.emplace(self->stream_head_);
-        http::async_write(self->stream_, *self->head_serializer_,
-                          [self](beast::error_code write_error, size_t) {
-                            if (!write_error) self->ReadBody();
+  http::async_read_header(stream_, buffer_, *parser_,
+                          [self = shared_from_this()](beast::error_code error, size_t) {
+                            if (error) return self->OnReadError(error);
+                            self->OnHead();
                           });
-      });
+}
+
+void Connection::OnHead() {
+  auto judged = CheckHttpHead(parser_->get(), shared_->options.security, certificate_);
+  if (const auto* refused = std::get_if<HttpHeadRefusal>(&judged)) {
+    HttpResponse refusal = Refusal(refused->status, refused->message);
+    if (refused->status == 401) refusal.headers.emplace_back("WWW-Authenticate", "Bearer");
+    return Refuse(std::move(refusal));
+  }
+  principal_ = std::get<Principal>(std::move(judged));
+  if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return ReadBody();
+  stream_head_ = {http::status::continue_, 11};
+  head_serializer_.emplace(stream_head_);
+  http::async_write(stream_, *head_serializer_,
+                    [self = shared_from_this()](beast::error_code error, size_t) {
+                      if (!error) self->ReadBody();
+                    });
+}
+
+void Connection::Refuse(HttpResponse refusal) {
+  is_head_ = parser_->get().method() == http::verb::head;
+  state_ = State::kEnding;
+  SendWhole(std::move(refusal), /*keep_alive=*/false);
 }
 
 void Connection::ReadBody() {
@@ -220,9 +274,7 @@ void Connection::OnReadError(beast::error_code error) {
   } else {
     return;  // the peer is gone or too slow: letting go closes the connection
   }
-  is_head_ = false;
-  state_ = State::kEnding;
-  SendWhole(Refusal(status, message), /*keep_alive=*/false);
+  Refuse(Refusal(status, message));
 }
 
 HttpResponse Connection::Refusal(int status, absl::string_view message) const {
@@ -232,16 +284,16 @@ HttpResponse Connection::Refusal(int status, absl::string_view message) const {
 
 void Connection::OnRequest() {
   http::request<http::string_body>& parsed = parser_->get();
-  const absl::string_view target(parsed.target().data(), parsed.target().size());
   const beast::string_view content_type = parsed[http::field::content_type];
   is_head_ = parsed.method() == http::verb::head;
   keep_alive_ = parsed.keep_alive();
   const beast::string_view method = parsed.method_string();
   HttpRequest request{
       .method = is_head_ ? "GET" : std::string(method.data(), method.size()),
-      .path = std::string(target.substr(0, target.find('?'))),
+      .path = std::string(PathOf(parsed)),
       .content_type = std::string(content_type.data(), content_type.size()),
       .body = std::move(parsed.body()),
+      .principal = principal_.name,
   };
   if (shared_->stopping) {
     state_ = State::kEnding;
@@ -267,12 +319,13 @@ void Connection::Watch() {
   // One request that came early is enough to keep.
   if (watching_ || gone_ || buffer_.size() > 0) return;
   watching_ = true;
-  stream_.expires_never();
+  stream_.tcp().expires_never();
   stream_.async_read_some(buffer_.prepare(kWatchBytes),
                           [self = shared_from_this()](beast::error_code error, size_t size) {
                             self->watching_ = false;
                             if (error && error != asio::error::operation_aborted)
                               return self->Gone();
+                            if (self->lingers_) return self->Linger();
                             self->buffer_.commit(size);
                             if (self->state_ == State::kReading) self->ReadRequest();
                           });
@@ -379,20 +432,27 @@ void Connection::OnSent(beast::error_code error) {
   if (!sending_last_) return SendNextPiece();
   EndExchange();
   if (!keep_alive_ || gone_) {
-    if (!watching_ && !gone_) Linger();
-    if (watching_) stream_.close();
-    return;
+    if (gone_) return stream_.tcp().close();
+    if (!watching_) return Linger();
+    // Nothing came that would have to be read.
+    if (!stream_.is_tls()) return stream_.tcp().close();
+    lingers_ = true;
+    return stream_.tcp().cancel();  // then it goes on with Linger
   }
   state_ = State::kReading;
-  if (watching_) return stream_.cancel();  // then it goes on with ReadRequest
+  if (watching_) return stream_.tcp().cancel();  // then it goes on with ReadRequest
   ReadRequest();
 }
 
 void Connection::Linger() {
+  stream_.tcp().expires_after(std::chrono::seconds(2));
+  if (stream_.is_tls()) {
+    // Its answer says that the peer has everything.
+    return stream_.async_shutdown([self = shared_from_this()](beast::error_code) {});
+  }
   beast::error_code ignored;
-  stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  stream_.tcp().socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
   buffer_.clear();
-  stream_.expires_after(std::chrono::seconds(2));
   Discard();
 }
 
@@ -427,9 +487,9 @@ class HttpServerImpl final : public HttpServer {
 
   absl::Status Listen() {
     const HttpServerOptions& options = shared_->options;
-    ASSIGN_OR_RETURN(HostPort address, CheckListenAddress(options.flag, options.listen,
-                                                          options.allow_insecure_network));
-    WarnIfExposed(options.flag, address);
+    const SecurityConfig config = options.security ? options.security->config() : SecurityConfig();
+    ASSIGN_OR_RETURN(HostPort address, CheckListenAddress(options.flag, options.listen, config));
+    WarnIfExposed(options.flag, address, config);
     const std::string host = address.host == "localhost" ? "127.0.0.1" : address.host;
     beast::error_code error;
     const asio::ip::address ip = asio::ip::make_address(host, error);
@@ -492,7 +552,7 @@ class HttpServerImpl final : public HttpServer {
       beast::error_code ignored;
       socket.set_option(asio::ip::tcp::no_delay(true), ignored);
       if (shared_->num_connections < shared_->options.max_connections) {
-        std::make_shared<Connection>(std::move(socket), shared_)->ReadRequest();
+        std::make_shared<Connection>(std::move(socket), shared_)->Start();
       }
       Accept();
     });

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "services/common/security.h"
+
 namespace quern {
 
 struct HttpRequest {
@@ -20,6 +22,7 @@ struct HttpRequest {
   std::string path;    // of the target, as it came, without the query
   std::string content_type;
   std::string body;
+  std::string principal;  // whose request it is; empty where no credential is asked for
 };
 
 struct HttpResponse {
@@ -50,8 +53,9 @@ class HttpExchange {
 struct HttpServerOptions {
   std::string flag;  // names the listening address in messages and logs: "--http-listen"
   std::string listen = "127.0.0.1:0";
-  bool allow_insecure_network = false;
-  // Of the request line and all headers together.
+  // Outlives the server; null: loopback only, without TLS and open to all.
+  const Security* security = nullptr;
+  // Of all headers together; the request line is counted apart.
   int max_header_bytes = 8 << 10;
   int max_body_bytes = 0;
   int max_connections = 64;
@@ -62,7 +66,9 @@ struct HttpServerOptions {
 };
 
 // A small HTTP/1.1 server on a thread of its own, with keep-alive and "Expect: 100-continue".
-// Connections over the limit are closed at once.
+// Connections over the limit are closed at once. Where `security` asks for a credential, a request
+// without one (401) or without the role that its path takes (403) is refused before its body is
+// read; so are more than 64 header fields (431) and a target beyond 8 KiB (414).
 class HttpServer {
  public:
   // Runs on the server's thread for each request and must be quick.

@@ -1,7 +1,6 @@
 #include "services/common/metrics_endpoint.h"
 
 #include <absl/strings/str_cat.h>
-#include <absl/strings/string_view.h>
 #include <prometheus/text_serializer.h>
 
 #include <utility>
@@ -10,6 +9,8 @@
 
 namespace quern {
 namespace {
+
+constexpr absl::string_view kPaths[] = {"/metrics", "/healthz", "/readyz"};
 
 HttpResponse Check(const std::function<absl::Status()>& check) {
   const absl::Status status = check ? check() : absl::OkStatus();
@@ -20,7 +21,7 @@ HttpResponse Check(const std::function<absl::Status()>& check) {
 HttpResponse Answer(const MetricsEndpointOptions& options, const prometheus::Registry& registry,
                     const HttpRequest& request) {
   const absl::string_view path = request.path;
-  if (path != "/metrics" && path != "/healthz" && path != "/readyz") {
+  if (!PathIsOneOf(MetricsEndpoint::Paths(), path)) {
     return {.status = 404, .body = "try /metrics, /healthz or /readyz\n"};
   }
   if (request.method != "GET") {
@@ -35,13 +36,17 @@ HttpResponse Answer(const MetricsEndpointOptions& options, const prometheus::Reg
 
 }  // namespace
 
+absl::Span<const absl::string_view> MetricsEndpoint::Paths() { return kPaths; }
+
 MetricsEndpoint::MetricsEndpoint(std::unique_ptr<HttpServer> server) : server_(std::move(server)) {}
 
 absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Start(
     const MetricsEndpointOptions& options, const prometheus::Registry& registry) {
+  const absl::StatusOr<HostPort> address = ParseHostPort(options.listen);
+  const bool loopback = address.ok() && IsLoopback(address->host);
   const HttpServerOptions server_options{.flag = "--metrics-listen",
                                          .listen = options.listen,
-                                         .allow_insecure_network = options.allow_insecure_network,
+                                         .security = loopback ? nullptr : options.security,
                                          .max_header_bytes = options.max_header_bytes,
                                          .max_connections = options.max_connections,
                                          .timeout = options.timeout};

@@ -3,7 +3,9 @@
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
 #include <absl/time/time.h>
+#include <absl/types/span.h>
 #include <prometheus/registry.h>
 
 #include <functional>
@@ -16,12 +18,14 @@ namespace quern {
 
 struct MetricsEndpointOptions {
   std::string listen = "127.0.0.1:0";
-  bool allow_insecure_network = false;
+  // Outlives the endpoint. Of no account on loopback, where the endpoint is plain and open: what it
+  // tells is for the machine's own Prometheus.
+  const Security* security = nullptr;
   // Each runs on the endpoint's thread and must be quick and thread-safe; unset means OK.
   std::function<absl::Status()> live;   // of /healthz: not OK means restart me
   std::function<absl::Status()> ready;  // of /readyz: not OK means send me nothing now
   std::function<void()> before_scrape;  // brings gauges up to date
-  // Of the request line and all headers together.
+  // Of all headers together; the request line is counted apart.
   int max_header_bytes = 8 << 10;
   int max_connections = 64;
   // To receive a whole request or send a whole answer.
@@ -37,6 +41,9 @@ class MetricsEndpoint {
   // UNAVAILABLE when it cannot be bound.
   static absl::StatusOr<std::unique_ptr<MetricsEndpoint>> Start(
       const MetricsEndpointOptions& options, const prometheus::Registry& registry);
+
+  // What is served.
+  static absl::Span<const absl::string_view> Paths();
 
   // "127.0.0.1:43211": the address with the real port.
   const std::string& address() const { return server_->address(); }

@@ -12,16 +12,20 @@
 #include <string>
 #include <vector>
 
+#include "services/common/security.h"
+
 namespace quern {
 
 struct ServerOptions {
   std::string listen = "127.0.0.1:0";
-  // Without it an address that others can reach is refused: there is no TLS yet.
-  bool allow_insecure_network = false;
+  // Outlives the server; null: loopback only, without TLS and open to all.
+  const Security* security = nullptr;
   // Of one message. Streams carry at most 1 MiB of file a message.
   int max_receive_message_bytes = 4 << 20;
   int max_metadata_bytes = 16 << 10;
   int max_concurrent_streams = 1024;  // of one connection
+  // Then the client is asked to connect anew; gRPC varies it by a tenth.
+  absl::Duration max_connection_age = absl::Hours(1);
   // Names that the health service answers for beside "", e.g. QuantizationService's
   // service_full_name().
   std::vector<std::string> health_names;

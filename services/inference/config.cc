@@ -19,12 +19,10 @@ constexpr int kMaxModelMemoryMib = 1 << 30;  // 1 PiB
 }  // namespace
 
 absl::Status InferenceConfig::Validate() const {
-  RETURN_IF_ERROR(CheckListenAddress("--listen", listen, allow_insecure_network).status());
-  RETURN_IF_ERROR(
-      CheckListenAddress("--metrics-listen", metrics_listen, allow_insecure_network).status());
+  RETURN_IF_ERROR(CheckListenAddress("--listen", listen, security).status());
+  RETURN_IF_ERROR(CheckListenAddress("--metrics-listen", metrics_listen, security).status());
   if (!http_listen.empty()) {
-    RETURN_IF_ERROR(
-        CheckListenAddress("--http-listen", http_listen, allow_insecure_network).status());
+    RETURN_IF_ERROR(CheckListenAddress("--http-listen", http_listen, security).status());
   }
   if (!jobs.empty()) {
     if (const auto address = ParseHostPort(jobs); !address.ok()) {

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "services/common/security_config.h"
+
 namespace quern {
 
 // Settings of quern-inference. Filled from flags in main.cc.
@@ -14,10 +16,12 @@ struct InferenceConfig {
   std::string listen = "127.0.0.1:7420";
   std::string http_listen = "127.0.0.1:7422";  // OpenAI's API; empty: none
   std::string metrics_listen = "127.0.0.1:7421";
-  bool allow_insecure_network = false;
+  SecurityConfig security;
   std::string ready_file;  // empty: none
   // quern-jobs, where artifacts come from; empty: only cached ones and checkpoints can be served.
   std::string jobs = "127.0.0.1:7400";
+  std::string tls_ca;  // PEM file; quern-jobs must have a certificate of it. Empty: no TLS to it
+  std::string token_file;  // shown to quern-jobs; empty: none
   std::string cache_directory = "quern-cache";
   std::string model_root;  // where checkpoints may be; empty: none can be served
   int threads = 0;         // of a step; 0: one for each CPU this process may use

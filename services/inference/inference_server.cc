@@ -3,11 +3,11 @@
 #include <absl/strings/str_cat.h>
 #include <absl/time/time.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 
 #include "core/base/machine.h"
 #include "core/base/status_macros.h"
 #include "services/common/build_info.h"
+#include "services/common/channel.h"
 
 namespace quern {
 namespace {
@@ -44,9 +44,16 @@ InferenceServer::~InferenceServer() {
 }
 
 absl::Status InferenceServer::Open(Clock& clock) {
+  ASSIGN_OR_RETURN(security_, Security::Open(config_.security, prometheus_registry_));
   std::shared_ptr<grpc::Channel> jobs;
   if (!config_.jobs.empty()) {
-    jobs = grpc::CreateChannel(config_.jobs, grpc::InsecureChannelCredentials());
+    ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
+                     MakeChannelCredentials("--jobs", config_.jobs,
+                                            {.tls_ca = config_.tls_ca,
+                                             .tls_cert = config_.security.tls_cert,
+                                             .tls_key = config_.security.tls_key,
+                                             .token_file = config_.token_file}));
+    jobs = grpc::CreateChannel(config_.jobs, credentials);
   }
   ASSIGN_OR_RETURN(cache_, ArtifactCache::Open(config_.cache_directory, jobs));
   EngineOptions engine_options;
@@ -74,10 +81,10 @@ absl::Status InferenceServer::Open(Clock& clock) {
   model_service_ = std::make_unique<ModelServiceImpl>(*registry_);
   generator_ =
       std::make_unique<TextGenerator>(*engine_, *registry_, metrics_, config_.request_timeout);
-  inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, metrics_);
+  inference_service_ = std::make_unique<InferenceServiceImpl>(*generator_, metrics_, *security_);
   ServerOptions server_options;
   server_options.listen = config_.listen;
-  server_options.allow_insecure_network = config_.allow_insecure_network;
+  server_options.security = security_.get();
   server_options.health_names = {inference::v1::ModelService::service_full_name(),
                                  inference::v1::InferenceService::service_full_name()};
   ASSIGN_OR_RETURN(
@@ -87,7 +94,7 @@ absl::Status InferenceServer::Open(Clock& clock) {
     openai_api_ = std::make_unique<OpenAiApi>(*generator_, *registry_, metrics_, clock);
     const HttpServerOptions http_options{.flag = "--http-listen",
                                          .listen = config_.http_listen,
-                                         .allow_insecure_network = config_.allow_insecure_network,
+                                         .security = security_.get(),
                                          .max_header_bytes = kMaxHttpHeaderBytes,
                                          .max_body_bytes = kMaxHttpBodyBytes,
                                          .max_connections = kMaxHttpConnections,
@@ -102,7 +109,7 @@ absl::Status InferenceServer::Open(Clock& clock) {
   ExportBuildInfo(prometheus_registry_, "quern-inference");
   MetricsEndpointOptions endpoint_options;
   endpoint_options.listen = config_.metrics_listen;
-  endpoint_options.allow_insecure_network = config_.allow_insecure_network;
+  endpoint_options.security = security_.get();
   endpoint_options.live = [this] { return CheckEngine(kDeadLimit); };
   endpoint_options.ready = [this]() -> absl::Status {
     if (draining_) return absl::UnavailableError("shutting down");

@@ -14,6 +14,7 @@
 #include "services/common/http_server.h"
 #include "services/common/metrics_endpoint.h"
 #include "services/common/process_metrics.h"
+#include "services/common/security.h"
 #include "services/common/server.h"
 #include "services/inference/artifact_cache.h"
 #include "services/inference/config.h"
@@ -57,6 +58,7 @@ class InferenceServer {
   InferenceMetrics metrics_;
   EngineGauges gauges_;
   ProcessMetrics process_metrics_;
+  std::unique_ptr<Security> security_;
   // Exchanges that still end must find it.
   std::unique_ptr<HttpServer> http_server_;
   std::unique_ptr<ArtifactCache> cache_;

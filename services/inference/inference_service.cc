@@ -26,8 +26,9 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
 
 }  // namespace
 
-InferenceServiceImpl::InferenceServiceImpl(TextGenerator& generator, InferenceMetrics& metrics)
-    : generator_(generator), metrics_(metrics) {}
+InferenceServiceImpl::InferenceServiceImpl(TextGenerator& generator, InferenceMetrics& metrics,
+                                           const Security& security)
+    : generator_(generator), metrics_(metrics), security_(security) {}
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::GenerateText(grpc::CallbackServerContext* context,
                                                              const GenerateTextRequest* request,
@@ -47,11 +48,13 @@ grpc::ServerWriteReactor<GenerateTextResponse>* InferenceServiceImpl::StreamGene
 void InferenceServiceImpl::Begin(const grpc::CallbackServerContext& context,
                                  const GenerateTextRequest* request,
                                  std::shared_ptr<GenerationSink> sink) {
+  absl::StatusOr<Principal> principal = security_.PrincipalOf(context);
+  if (!principal.ok()) return sink->Refuse(Rejection::kInvalid, principal.status());
   const absl::Time deadline = generator_.DeadlineOf(DeadlineOf(context));
-  absl::Status taken = generator_.CheckRoom();
+  absl::Status taken = generator_.CheckRoom(principal->name);
   if (taken.ok()) {
-    taken = generator_.Post(
-        [this, request, deadline, sink] { generator_.Generate(*request, deadline, sink); });
+    taken = generator_.Post([this, request, principal = std::move(principal->name), deadline,
+                             sink] { generator_.Generate(*request, principal, deadline, sink); });
   }
   if (taken.ok()) return;
   sink->Refuse(absl::IsUnavailable(taken) ? Rejection::kDraining : RejectionOf(taken), taken);

@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "services/common/security.h"
 #include "services/inference/generation_sink.h"
 #include "services/inference/metrics.h"
 #include "services/inference/text_generator.h"
@@ -15,7 +16,8 @@ namespace quern {
 class InferenceServiceImpl final : public inference::v1::InferenceService::CallbackService {
  public:
   // All references must outlive the server.
-  InferenceServiceImpl(TextGenerator& generator, InferenceMetrics& metrics);
+  InferenceServiceImpl(TextGenerator& generator, InferenceMetrics& metrics,
+                       const Security& security);
 
   grpc::ServerUnaryReactor* GenerateText(grpc::CallbackServerContext* context,
                                          const inference::v1::GenerateTextRequest* request,
@@ -46,6 +48,7 @@ class InferenceServiceImpl final : public inference::v1::InferenceService::Callb
 
   TextGenerator& generator_;
   InferenceMetrics& metrics_;
+  const Security& security_;
 };
 
 }  // namespace quern

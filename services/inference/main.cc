@@ -21,6 +21,10 @@ ABSL_FLAG(std::string, http_listen, quern::InferenceConfig().http_listen,
           "HOST:PORT of OpenAI's HTTP API; empty: none");
 ABSL_FLAG(std::string, jobs, quern::InferenceConfig().jobs,
           "HOST:PORT of quern-jobs, where artifacts are pulled from; empty: none");
+ABSL_FLAG(std::string, tls_ca, "",
+          "PEM file of the CA that the certificate of --jobs must come from; empty: no TLS to it");
+ABSL_FLAG(std::string, token_file, "",
+          "file with the token that is shown to --jobs, a reader's; empty: none");
 ABSL_FLAG(std::string, cache_directory, quern::InferenceConfig().cache_directory,
           "where pulled artifacts are kept");
 ABSL_FLAG(std::string, model_root, "",
@@ -63,9 +67,11 @@ InferenceConfig ReadConfig(int argc, char** argv) {
   config.listen = absl::GetFlag(FLAGS_listen);
   config.http_listen = absl::GetFlag(FLAGS_http_listen);
   config.metrics_listen = common.metrics_listen;
-  config.allow_insecure_network = common.allow_insecure_network;
+  config.security = common.security;
   config.ready_file = common.ready_file;
   config.jobs = absl::GetFlag(FLAGS_jobs);
+  config.tls_ca = absl::GetFlag(FLAGS_tls_ca);
+  config.token_file = absl::GetFlag(FLAGS_token_file);
   config.cache_directory = absl::GetFlag(FLAGS_cache_directory);
   config.model_root = absl::GetFlag(FLAGS_model_root);
   config.threads = absl::GetFlag(FLAGS_threads);

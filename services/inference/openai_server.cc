@@ -12,6 +12,7 @@
 
 #include "core/base/mutex.h"
 #include "core/base/utf8.h"
+#include "services/common/policy.h"
 #include "services/inference/openai_request.h"
 #include "services/inference/openai_response.h"
 
@@ -123,7 +124,7 @@ void Completion::Start(TextGenerator& generator, absl::Time deadline, InferenceM
   for (size_t i = 0; i < sinks.size(); ++i) {
     // Taken out: the prompt need not stay while the answer is made.
     const GenerateTextRequest request = std::move(request_.choices[i].request);
-    generator.Generate(request, deadline, sinks[i]);
+    generator.Generate(request, exchange_->request().principal, deadline, sinks[i]);
   }
 }
 
@@ -192,6 +193,9 @@ void Completion::Finish() {
   exchange_->EndStream();
 }
 
+constexpr absl::string_view kPaths[] = {"/v1/models",           "/v1/models/", "/v1/completions",
+                                        "/v1/chat/completions", "/tokenize",   "/detokenize"};
+
 // Under a name of its own or of an alias.
 OrderedJson ModelJson(absl::string_view id, const inference::v1::Model& model) {
   return {{"id", std::string(id)},
@@ -209,6 +213,8 @@ HttpResponse JsonResponse(const OrderedJson& json) {
 
 }  // namespace
 
+absl::Span<const absl::string_view> OpenAiApi::Paths() { return kPaths; }
+
 HttpResponse OpenAiApi::Refuse(int status, absl::string_view message) {
   return {.status = status,
           .content_type = "application/json",
@@ -224,7 +230,7 @@ void OpenAiApi::Handle(std::shared_ptr<HttpExchange> exchange) {
   const bool posts = completion || chat || tokenize || detokenize;
   absl::string_view model_id = request.path;
   const bool one_model = absl::ConsumePrefix(&model_id, "/v1/models/");
-  if (!posts && !one_model && request.path != "/v1/models") {
+  if (!PathIsOneOf(Paths(), request.path)) {
     return exchange->Respond(Refuse(404,
                                     "unknown path; there are /v1/models, /v1/completions, "
                                     "/v1/chat/completions, /tokenize and /detokenize"));
@@ -242,7 +248,8 @@ void OpenAiApi::Handle(std::shared_ptr<HttpExchange> exchange) {
     return exchange->Respond(Refuse(415, "the Content-Type must be application/json"));
   }
   const absl::Time deadline = generator_.DeadlineOf(absl::InfiniteFuture());
-  absl::Status taken = tokenize || detokenize ? absl::OkStatus() : generator_.CheckRoom();
+  absl::Status taken =
+      tokenize || detokenize ? absl::OkStatus() : generator_.CheckRoom(request.principal);
   if (taken.ok()) {
     taken = generator_.Post([this, exchange, chat, tokenize, detokenize, deadline] {
       if (tokenize) return Tokenize(exchange);

@@ -1,6 +1,9 @@
 #ifndef QUERN_SERVICES_INFERENCE_OPENAI_SERVER_H_
 #define QUERN_SERVICES_INFERENCE_OPENAI_SERVER_H_
 
+#include <absl/strings/string_view.h>
+#include <absl/types/span.h>
+
 #include <memory>
 
 #include "core/base/clock.h"
@@ -20,6 +23,9 @@ class OpenAiApi {
   OpenAiApi(TextGenerator& generator, ModelRegistry& registry, InferenceMetrics& metrics,
             Clock& clock)
       : generator_(generator), registry_(registry), metrics_(metrics), clock_(clock) {}
+
+  // What is served; a path that ends with '/' stands for all below it. Anything else is 404.
+  static absl::Span<const absl::string_view> Paths();
 
   // Answers one request, at once or later. Thread-safe.
   void Handle(std::shared_ptr<HttpExchange> exchange);

@@ -65,14 +65,15 @@ absl::Status TextGenerator::Post(std::function<void()> work) {
   return status;
 }
 
-void TextGenerator::Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
+void TextGenerator::Generate(const inference::v1::GenerateTextRequest& request,
+                             const std::string& principal, absl::Time deadline,
                              const std::shared_ptr<GenerationSink>& sink) {
   if (const absl::Status status = CheckGenerateText(request); !status.ok()) {
     return sink->Refuse(RejectionOf(status), status);
   }
-  WithModel(request.model(), [this, &request, deadline,
+  WithModel(request.model(), [this, &request, principal, deadline,
                               sink](absl::StatusOr<std::shared_ptr<const ActiveModel>> model) {
-    SubmitTo(std::move(model), request, deadline, sink);
+    SubmitTo(std::move(model), request, principal, deadline, sink);
   });
 }
 
@@ -86,11 +87,12 @@ void TextGenerator::WithModel(absl::string_view name, const ModelThen& then) {
 }
 
 void TextGenerator::SubmitTo(absl::StatusOr<std::shared_ptr<const ActiveModel>> model,
-                             const inference::v1::GenerateTextRequest& request, absl::Time deadline,
+                             const inference::v1::GenerateTextRequest& request,
+                             const std::string& principal, absl::Time deadline,
                              const std::shared_ptr<GenerationSink>& sink) {
   if (!model.ok()) return sink->Refuse(RejectionOf(model.status()), model.status());
   sink->Bind(*model);
-  const absl::Status submitted = Submit(request, **model, deadline, sink);
+  const absl::Status submitted = Submit(request, **model, principal, deadline, sink);
   if (submitted.ok()) return;
   // The engine refuses new requests only when it drains.
   const bool draining = absl::IsUnavailable(submitted);
@@ -98,15 +100,17 @@ void TextGenerator::SubmitTo(absl::StatusOr<std::shared_ptr<const ActiveModel>> 
 }
 
 absl::Status TextGenerator::Submit(const inference::v1::GenerateTextRequest& request,
-                                   const ActiveModel& model, absl::Time deadline,
+                                   const ActiveModel& model, const std::string& principal,
+                                   absl::Time deadline,
                                    const std::shared_ptr<GenerationSink>& sink) {
   // It may have waited for a thread of this. No prompt is tokenized in vain.
   if (absl::Now() >= deadline) {
     return absl::DeadlineExceededError("the request's deadline passed before it was taken");
   }
-  RETURN_IF_ERROR(CheckRoom());
+  RETURN_IF_ERROR(CheckRoom(principal));
   ASSIGN_OR_RETURN(GenerationRequest generation, MakeGeneration(request, model, engine_, deadline));
   RETURN_IF_ERROR(Constrain(request, model, generation));
+  generation.principal = principal;
   sink->set_prompt_tokens(static_cast<int>(generation.prompt.size()));
   return engine_.Submit(model.handle, std::move(generation), sink);
 }

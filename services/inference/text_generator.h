@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "core/engine/engine.h"
 #include "services/common/executor.h"
@@ -31,7 +32,7 @@ class TextGenerator {
   absl::Time DeadlineOf(absl::Time asked) const;
   // What the engine would say of a request now. Quick, so that a front refuses before it does
   // anything else.
-  absl::Status CheckRoom() const { return engine_.CheckRoom(/*principal=*/""); }
+  absl::Status CheckRoom(absl::string_view principal) const { return engine_.CheckRoom(principal); }
   // RESOURCE_EXHAUSTED when too many wait. Tokenizing a long prompt takes milliseconds, compiling a
   // constraint up to tens: they and what takes as long run on threads of this.
   [[nodiscard]] absl::Status Post(std::function<void()> work);
@@ -43,9 +44,9 @@ class TextGenerator {
 
   // Checks, tokenizes, compiles and submits, in time and while there is room, on the calling thread
   // or when the model has been loaded; `sink` hears of a refusal like of any other end. `request`
-  // lives as long as `sink`.
-  void Generate(const inference::v1::GenerateTextRequest& request, absl::Time deadline,
-                const std::shared_ptr<GenerationSink>& sink);
+  // lives as long as `sink`. `principal` is whose request it is; empty: nobody's in particular.
+  void Generate(const inference::v1::GenerateTextRequest& request, const std::string& principal,
+                absl::Time deadline, const std::shared_ptr<GenerationSink>& sink);
 
   // What needs a model's tokenizer alone, on the calling thread.
   absl::Status CountTokens(const inference::v1::CountTokensRequest& request,
@@ -58,11 +59,12 @@ class TextGenerator {
 
  private:
   void SubmitTo(absl::StatusOr<std::shared_ptr<const ActiveModel>> model,
-                const inference::v1::GenerateTextRequest& request, absl::Time deadline,
-                const std::shared_ptr<GenerationSink>& sink);
+                const inference::v1::GenerateTextRequest& request, const std::string& principal,
+                absl::Time deadline, const std::shared_ptr<GenerationSink>& sink);
   // Of a checked request. An error says why there will be no end by the engine.
   absl::Status Submit(const inference::v1::GenerateTextRequest& request, const ActiveModel& model,
-                      absl::Time deadline, const std::shared_ptr<GenerationSink>& sink);
+                      const std::string& principal, absl::Time deadline,
+                      const std::shared_ptr<GenerationSink>& sink);
 
   // Compiles what the request's text must be, if anything, into `generation`.
   absl::Status Constrain(const inference::v1::GenerateTextRequest& request,

@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 
 #include "core/base/status_macros.h"
-#include "services/common/address.h"
 
 namespace quern {
 namespace {
@@ -21,9 +20,8 @@ absl::Status CheckDirectory(const char* flag, const std::string& path) {
 }  // namespace
 
 absl::Status JobsConfig::Validate() const {
-  RETURN_IF_ERROR(CheckListenAddress("--listen", listen, allow_insecure_network).status());
-  RETURN_IF_ERROR(
-      CheckListenAddress("--metrics-listen", metrics_listen, allow_insecure_network).status());
+  RETURN_IF_ERROR(CheckListenAddress("--listen", listen, security).status());
+  RETURN_IF_ERROR(CheckListenAddress("--metrics-listen", metrics_listen, security).status());
   if (data_directory.empty()) return absl::InvalidArgumentError("--data-directory is required");
   if (lease_duration <= absl::ZeroDuration() || lease_duration > absl::Hours(1)) {
     return absl::InvalidArgumentError(absl::StrCat("--lease-seconds: found ",

@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <string>
 
+#include "services/common/security_config.h"
+
 namespace quern {
 
 struct JobsConfig {
   std::string listen = "127.0.0.1:7400";
   std::string metrics_listen = "127.0.0.1:7401";
-  bool allow_insecure_network = false;
+  SecurityConfig security;
   std::string ready_file;
   // Jobs and artifacts; made when it is not there. One process at a time.
   std::string data_directory;

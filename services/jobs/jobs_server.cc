@@ -43,6 +43,7 @@ absl::StatusOr<std::unique_ptr<JobsServer>> JobsServer::Start(const JobsConfig& 
 }
 
 absl::Status JobsServer::Open(Clock& clock) {
+  ASSIGN_OR_RETURN(security_, Security::Open(config_.security, registry_));
   SqliteJobStoreOptions job_options;
   job_options.data_directory = config_.data_directory;
   job_options.poisoned_error = PoisonedError();
@@ -67,7 +68,7 @@ absl::Status JobsServer::Open(Clock& clock) {
   ExportBuildInfo(registry_, "quern-jobs");
   MetricsEndpointOptions metrics_options;
   metrics_options.listen = config_.metrics_listen;
-  metrics_options.allow_insecure_network = config_.allow_insecure_network;
+  metrics_options.security = security_.get();
   metrics_options.ready = [this]() -> absl::Status {
     if (board_->stopping()) return absl::UnavailableError("shutting down");
     return jobs_->CountByState().status();
@@ -87,7 +88,7 @@ absl::Status JobsServer::Open(Clock& clock) {
 
   ServerOptions server_options;
   server_options.listen = config_.listen;
-  server_options.allow_insecure_network = config_.allow_insecure_network;
+  server_options.security = security_.get();
   server_options.health_names = {quantization::v1::QuantizationService::service_full_name(),
                                  worker::v1::WorkerService::service_full_name(),
                                  artifact::v1::ArtifactService::service_full_name()};

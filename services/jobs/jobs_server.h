@@ -13,6 +13,7 @@
 #include "services/common/executor.h"
 #include "services/common/metrics_endpoint.h"
 #include "services/common/process_metrics.h"
+#include "services/common/security.h"
 #include "services/common/server.h"
 #include "services/jobs/artifact_catalog.h"
 #include "services/jobs/artifact_service.h"
@@ -49,6 +50,7 @@ class JobsServer {
   prometheus::Registry registry_;
   JobsMetrics metrics_;
   ProcessMetrics process_metrics_;
+  std::unique_ptr<Security> security_;
   const TaskPlanner planner_;
   std::unique_ptr<SqliteJobStore> jobs_;
   std::unique_ptr<LocalArtifactStore> blobs_;

@@ -32,7 +32,7 @@ int Main(int argc, char** argv) {
   JobsConfig config;
   config.listen = absl::GetFlag(FLAGS_listen);
   config.metrics_listen = common.metrics_listen;
-  config.allow_insecure_network = common.allow_insecure_network;
+  config.security = common.security;
   config.ready_file = common.ready_file;
   config.data_directory = absl::GetFlag(FLAGS_data_directory);
   config.lease_duration = absl::Seconds(absl::GetFlag(FLAGS_lease_seconds));

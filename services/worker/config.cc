@@ -31,13 +31,12 @@ absl::Status WorkerConfig::Validate() const {
   if (!address.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--jobs: ", address.status().message()));
   }
-  if (!IsLoopback(address->host) && !allow_insecure_network) {
+  if (!IsLoopback(address->host) && tls_ca.empty() && !security.allow_insecure_network) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "--jobs: ", jobs, " is another machine and connections are not yet encrypted; use ",
-        "--allow-insecure-network if the network is trusted"));
+        "--jobs: ", jobs, " is another machine and the connection is not encrypted; set --tls-ca, ",
+        "or --allow-insecure-network if the network is trusted"));
   }
-  RETURN_IF_ERROR(
-      CheckListenAddress("--metrics-listen", metrics_listen, allow_insecure_network).status());
+  RETURN_IF_ERROR(CheckListenAddress("--metrics-listen", metrics_listen, security).status());
   if (work_directory.empty()) return absl::InvalidArgumentError("--work-directory is required");
   RETURN_IF_ERROR(CheckDirectory("--model-root", model_root));
   RETURN_IF_ERROR(CheckDirectory("--data-root", data_root));

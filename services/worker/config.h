@@ -5,12 +5,16 @@
 
 #include <string>
 
+#include "services/common/security_config.h"
+
 namespace quern {
 
 struct WorkerConfig {
   std::string jobs = "127.0.0.1:7400";  // address of quern-jobs
+  std::string tls_ca;  // PEM file; quern-jobs must have a certificate of it. Empty: no TLS to it
+  std::string token_file;  // shown to quern-jobs; empty: none
   std::string metrics_listen = "127.0.0.1:7411";
-  bool allow_insecure_network = false;
+  SecurityConfig security;  // the certificate is shown to quern-jobs too
   std::string ready_file;
   // Unfinished work, one directory a job; made when it is not there. One worker at a time.
   std::string work_directory;

@@ -16,17 +16,23 @@
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "services/common/build_info.h"
+#include "services/common/channel.h"
 #include "services/common/flags.h"
 #include "services/common/metrics_endpoint.h"
 #include "services/common/process_metrics.h"
 #include "services/common/ready_file.h"
 #include "services/common/rpc_metrics.h"
+#include "services/common/security.h"
 #include "services/common/signals.h"
 #include "services/worker/config.h"
 #include "services/worker/lease_loop.h"
 #include "services/worker/quantizer_process.h"
 
 ABSL_FLAG(std::string, jobs, "127.0.0.1:7400", "HOST:PORT of quern-jobs");
+ABSL_FLAG(std::string, tls_ca, "",
+          "PEM file of the CA that the certificate of --jobs must come from; empty: no TLS to it");
+ABSL_FLAG(std::string, token_file, "",
+          "file with the token that is shown to --jobs, a worker's; empty: none");
 ABSL_FLAG(std::string, work_directory, "",
           "where unfinished work is kept, by one worker at a time; required");
 ABSL_FLAG(std::string, model_root, "", "directory that checkpoints of jobs lie below; required");
@@ -54,7 +60,9 @@ WorkerConfig ConfigFromFlags(const CommonConfig& common) {
   WorkerConfig config;
   config.jobs = absl::GetFlag(FLAGS_jobs);
   config.metrics_listen = common.metrics_listen;
-  config.allow_insecure_network = common.allow_insecure_network;
+  config.security = common.security;
+  config.tls_ca = absl::GetFlag(FLAGS_tls_ca);
+  config.token_file = absl::GetFlag(FLAGS_token_file);
   config.ready_file = common.ready_file;
   config.log_format = common.log_format;
   config.work_directory = absl::GetFlag(FLAGS_work_directory);
@@ -69,7 +77,14 @@ WorkerConfig ConfigFromFlags(const CommonConfig& common) {
   return config;
 }
 
-std::shared_ptr<grpc::Channel> Connect(const WorkerConfig& config, prometheus::Registry& registry) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const WorkerConfig& config,
+                                                       prometheus::Registry& registry) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
+                   MakeChannelCredentials("--jobs", config.jobs,
+                                          {.tls_ca = config.tls_ca,
+                                           .tls_cert = config.security.tls_cert,
+                                           .tls_key = config.security.tls_key,
+                                           .token_file = config.token_file}));
   grpc::ChannelArguments arguments;
   // A quern-jobs that vanished without a word is noticed within 30 seconds.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
@@ -77,8 +92,8 @@ std::shared_ptr<grpc::Channel> Connect(const WorkerConfig& config, prometheus::R
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5'000);
   std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> creators;
   creators.push_back(MakeClientRpcMetrics(registry));
-  return grpc::experimental::CreateCustomChannelWithInterceptors(
-      config.jobs, grpc::InsecureChannelCredentials(), arguments, std::move(creators));
+  return grpc::experimental::CreateCustomChannelWithInterceptors(config.jobs, credentials,
+                                                                 arguments, std::move(creators));
 }
 
 absl::Status Serve(const WorkerConfig& config) {
@@ -99,12 +114,15 @@ absl::Status Serve(const WorkerConfig& config) {
   LeaseLoopOptions options;
   options.name = config.name;
   options.work_directory = config.work_directory;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Security> security,
+                   Security::Open(config.security, registry));
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> jobs, Connect(config, registry));
   ASSIGN_OR_RETURN(std::unique_ptr<LeaseLoop> loop,
-                   LeaseLoop::Create(options, Connect(config, registry), runner, metrics));
+                   LeaseLoop::Create(options, jobs, runner, metrics));
 
   MetricsEndpointOptions endpoint_options;
   endpoint_options.listen = config.metrics_listen;
-  endpoint_options.allow_insecure_network = config.allow_insecure_network;
+  endpoint_options.security = security.get();
   endpoint_options.ready = [&loop] { return loop->Ready(); };
   endpoint_options.before_scrape = [&process_metrics] { process_metrics.Update(); };
   ASSIGN_OR_RETURN(std::unique_ptr<MetricsEndpoint> endpoint,

@@ -49,15 +49,19 @@ class StaticTest(unittest.TestCase):
     def test_prometheus_takes_its_files(self):
         for name in ("prometheus.yml", "prometheus.compose.yml"):
             self.run_tool("promtool", "check", "config", PROMETHEUS / name)
+        # Its token and its CA are there in the container only.
+        self.run_tool("promtool", "check", "config", "--syntax-only",
+                      PROMETHEUS / "prometheus.compose.tls.yml")
         self.run_tool("promtool", "check", "rules", PROMETHEUS / "rules.yml", ALERTS)
 
-    def compose(self):
+    def compose(self, *overrides):
         """The stack as docker-compose resolves it with the settings of .env.example. (podman-compose, which
         asks podman for its version even here, is run by tests/deploy/run.sh.)"""
         env = {key: value for key, value in os.environ.items() if not key.startswith("QUERN_")}
-        done = subprocess.run(["docker-compose", "--env-file", ROOT / "deploy" / ".env.example", "-f",
-                               ROOT / "deploy" / "compose.yaml", "--profile", "gpu", "--profile", "cli",
-                               "config"],
+        files = [part for name in ("compose.yaml", *overrides)
+                 for part in ("-f", ROOT / "deploy" / name)]
+        done = subprocess.run(["docker-compose", "--env-file", ROOT / "deploy" / ".env.example", *files,
+                               "--profile", "gpu", "--profile", "cli", "config"],
                               capture_output=True, text=True, env=env)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return yaml.safe_load(done.stdout)
@@ -84,6 +88,20 @@ class StaticTest(unittest.TestCase):
                     self.assertEqual(service["stop_grace_period"], "60s")
                     if name != "cli":
                         self.assertIn("/usr/bin/quern", service["healthcheck"]["test"])
+
+    def test_compose_with_tls_lets_nothing_in_the_clear(self):
+        plain = self.compose()["services"]
+        for name, service in self.compose("compose.tls.yaml")["services"].items():
+            with self.subTest(service=name):
+                words = service.get("command") or []
+                self.assertNotIn("--allow-insecure-network", words)
+                if name in ("jobs", "worker", "worker-gpu", "inference"):
+                    self.assertIn("--tls-cert=/run/quern/services.crt", words)
+                    self.assertIn("--auth-tokens=/run/quern/tokens", words)
+                    self.assertIn("--tls-ca=/run/quern/ca.crt", service["healthcheck"]["test"])
+                    # What else a service is told, it is told in both.
+                    self.assertLessEqual(set(plain[name]["command"]) - {"--allow-insecure-network"},
+                                         set(words))
 
     def test_every_alert_fires_and_does_not(self):
         self.run_tool("promtool", "test", "rules", TESTS)

@@ -39,15 +39,6 @@ TEST(AddressTest, KnowsWhatOnlyThisMachineReaches) {
   }
 }
 
-TEST(AddressTest, OtherAddressesNeedTheFlag) {
-  EXPECT_THAT(CheckListenAddress("--listen", "0.0.0.0:1", false),
-              StatusIs(StatusCode::kFailedPrecondition,
-                       testing::AllOf(HasSubstr("--listen"), HasSubstr("0.0.0.0:1"),
-                                      HasSubstr("--allow-insecure-network"))));
-  EXPECT_OK(CheckListenAddress("--listen", "0.0.0.0:1", true));
-  EXPECT_OK(CheckListenAddress("--listen", "127.0.0.1:1", false));
-}
-
 TEST(StatusTest, GoesBothWays) {
   for (int code = 0; code <= 16; ++code) {
     const absl::Status status(static_cast<StatusCode>(code), code == 0 ? "" : "why");

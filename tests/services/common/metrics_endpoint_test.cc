@@ -102,6 +102,33 @@ TEST_F(MetricsEndpointTest, RefusesWhatItDoesNotServe) {
   EXPECT_THAT(Get("/healthz"), StartsWith("HTTP/1.1 200"));
 }
 
+TEST_F(MetricsEndpointTest, BoundsHeadsToTheByte) {
+  MetricsEndpointOptions options;
+  options.max_header_bytes = 16 << 10;
+  Start(options);
+  const std::string rest = " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+  const auto with_fields = [&](int num_fields) {
+    std::string head = "GET /healthz" + rest;
+    for (int i = 2; i < num_fields; ++i) absl::StrAppend(&head, "X-", i, ": x\r\n");
+    return Send(head + "\r\n");
+  };
+  EXPECT_THAT(with_fields(64), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(with_fields(65), StartsWith("HTTP/1.1 431"));
+  const auto with_target = [&](size_t bytes) {
+    const std::string path = "/healthz?";
+    return Send("GET " + path + std::string(bytes - path.size(), 'q') + rest + "\r\n");
+  };
+  EXPECT_THAT(with_target(8 << 10), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(with_target((8 << 10) + 1), StartsWith("HTTP/1.1 414"));
+  const auto with_head = [&](size_t bytes) {
+    std::string head = "GET /healthz" + rest + "X: ";
+    return Send(head + std::string(bytes - head.size() - 4, 'x') + "\r\n\r\n");
+  };
+  EXPECT_THAT(with_head((16 << 10) - 8), StartsWith("HTTP/1.1 200"));
+  // The request line is counted apart.
+  EXPECT_THAT(with_head((16 << 10) + 64), StartsWith("HTTP/1.1 431"));
+}
+
 TEST_F(MetricsEndpointTest, BoundsItsConnections) {
   MetricsEndpointOptions options;
   options.max_connections = 0;

@@ -22,7 +22,7 @@ namespace quern::cli {
 namespace {
 
 namespace inference_pb = inference::v1;
-using Role = inference_pb::Chat::Message;
+using PbMessage = inference_pb::Chat::Message;
 
 constexpr char kHelp[] =
     "  /help             this list\n"
@@ -40,11 +40,11 @@ constexpr int kMessageOverheadTokens = 8;
 // To leave for an answer when the context is short of room: this many, or an eighth of it.
 constexpr int kAnswerTokens = 256;
 
-const char* RoleName(Role::Role role) {
+const char* RoleName(PbMessage::Role role) {
   switch (role) {
-    case Role::SYSTEM:
+    case PbMessage::SYSTEM:
       return "system";
-    case Role::ASSISTANT:
+    case PbMessage::ASSISTANT:
       return "assistant";
     default:
       return "user";
@@ -204,7 +204,7 @@ absl::Status ChatSession::MakeRoom(const std::string& text) {
       ASSIGN_OR_RETURN(const int freed, CountTokens(messages_[num_forgotten].content));
       used_tokens_ = std::max(0, used_tokens_ - freed);
       ++num_forgotten;
-    } while (num_forgotten < messages_.size() && messages_[num_forgotten].role != Role::USER);
+    } while (num_forgotten < messages_.size() && messages_[num_forgotten].role != PbMessage::USER);
   }
   if (num_forgotten == 0) return absl::OkStatus();
   messages_.erase(messages_.begin(), messages_.begin() + static_cast<ptrdiff_t>(num_forgotten));
@@ -218,14 +218,14 @@ void ChatSession::Ask(const std::string& text) {
   absl::StatusOr<inference_pb::GenerateTextRequest> made = MakeGenerateRequest(options_);
   if (!made.ok()) return Complain(made.status());
   inference_pb::GenerateTextRequest& request = *made;
-  const auto add = [&](Role::Role role, const std::string& content) {
-    Role& message = *request.mutable_chat()->add_messages();
+  const auto add = [&](PbMessage::Role role, const std::string& content) {
+    PbMessage& message = *request.mutable_chat()->add_messages();
     message.set_role(role);
     message.set_content(content);
   };
-  if (!system_.empty()) add(Role::SYSTEM, system_);
+  if (!system_.empty()) add(PbMessage::SYSTEM, system_);
   for (const Message& message : messages_) add(message.role, message.content);
-  add(Role::USER, text);
+  add(PbMessage::USER, text);
 
   Generation generation;
   {
@@ -239,8 +239,8 @@ void ChatSession::Ask(const std::string& text) {
   const bool stopped = absl::IsCancelled(generation.status);
   // The conversation goes on from what was said; without an answer the question was not asked.
   if (generation.status.ok() || (stopped && !generation.text.empty())) {
-    messages_.push_back({Role::USER, text});
-    messages_.push_back({Role::ASSISTANT, generation.text});
+    messages_.push_back({PbMessage::USER, text});
+    messages_.push_back({PbMessage::ASSISTANT, generation.text});
   }
   if (stopped) {
     // How many tokens that were the server has not said.

@@ -11,6 +11,7 @@
 #include "core/base/status_macros.h"
 #include "services/common/address.h"
 #include "services/common/auth_tokens.h"
+#include "services/common/grpc_hand_over.h"
 
 namespace quern {
 namespace {
@@ -21,13 +22,16 @@ constexpr size_t kMaxPemFileBytes = 1 << 20;
 // Adds the token to each call; the file is read each time, so that a new one counts at once.
 class TokenFile final : public grpc::MetadataCredentialsPlugin {
  public:
-  explicit TokenFile(std::string path) : path_(std::move(path)) {}
+  explicit TokenFile(std::string path) : path_(std::move(path)) { ReleaseToGrpc(this); }
+  ~TokenFile() override { AcquireFromGrpc(this); }
 
   bool IsBlocking() const override { return true; }
   const char* GetType() const override { return "quern-token-file"; }
   grpc::Status GetMetadata(grpc::string_ref, grpc::string_ref, const grpc::AuthContext&,
                            std::multimap<std::string, std::string>* metadata) override {
+    AcquireFromGrpc(this);
     const absl::StatusOr<std::string> token = ReadTokenFile(path_);
+    ReleaseToGrpc(this);
     if (!token.ok()) {
       return grpc::Status(grpc::StatusCode::UNAUTHENTICATED,
                           absl::StrCat("--token-file: ", token.status().message()));

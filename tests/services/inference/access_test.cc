@@ -71,8 +71,8 @@ class AccessTest : public InferenceServerTest {
 };
 
 TEST_F(AccessTest, EachRpcIsGuarded) {
-  EXPECT_EQ(ExpectEachRpcIsGuarded(channel_, tokens_["wes"], Role::kWorker), 7);
-  EXPECT_EQ(ExpectEachRpcIsGuarded(channel_, tokens_["rob"], Role::kReader), 7);
+  EXPECT_EQ(ExpectEachRpcIsGuarded(channel_, tokens_["wes"], Role::kWorker), 14);
+  EXPECT_EQ(ExpectEachRpcIsGuarded(channel_, tokens_["rob"], Role::kReader), 14);
 }
 
 TEST_F(AccessTest, EachHttpPathIsGuarded) {

@@ -41,9 +41,7 @@ class BpeTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return spec_.vocabulary.size(); }
   int32_t TokenToId(absl::string_view token) const override { return spec_.vocabulary.Find(token); }
   bool IsSpecial(int32_t id) const override { return spec_.vocabulary.IsSpecial(id); }
-  bool TakesSpaceBehind(int32_t id) const override {
-    return spec_.vocabulary.TakesSpaceBehind(id);
-  }
+  bool TakesSpaceBehind(int32_t id) const override { return spec_.vocabulary.TakesSpaceBehind(id); }
   int32_t bos_id() const override { return spec_.prefix.empty() ? -1 : spec_.prefix.front(); }
 
  private:

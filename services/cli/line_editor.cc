@@ -102,10 +102,11 @@ class EditLineEditor final : public LineEditor {
     WriteToTerminal(kPasteOn);
     while (true) {
       int length = 0;
-      // Else the prompt would be there before the terminal is the editor's, and a key pressed at once
-    // (Ctrl-D) the terminal's.
-    el_set(edit_, EL_PREP_TERM, 1);
-    const char* line = el_gets(edit_, &length);
+      // Else the prompt would be there before the terminal is the editor's, and a key pressed at
+      // once
+      // (Ctrl-D) the terminal's.
+      el_set(edit_, EL_PREP_TERM, 1);
+      const char* line = el_gets(edit_, &length);
       if (woken_) {
         input.was_empty = input.text.empty() && EditedIsEmpty();
         input.kind = Input::Kind::kWoken;

@@ -541,7 +541,7 @@ def inference():
                    "is too small for the models in use.",
                    [(rate("quern_model_loads_total", INFERENCE, "cause") + " > 0",
                      "loaded: {{cause}}"),
-                    (rate("quern_model_evictions_total", INFERENCE, "reason") + " > 0",
+                    (rate("quern_model_evictions_total", INFERENCE, "reason"),
                      "evicted: {{reason}}")], "cps", width=6, empty="None")])])
 
 

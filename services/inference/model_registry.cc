@@ -200,9 +200,12 @@ Model ModelRegistry::Describe(const std::string& id, const Entry& entry) const {
 absl::StatusOr<ListModelsResponse> ModelRegistry::List(const ListModelsRequest& request) const {
   ListModelsResponse response;
   MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(FillPage(request, entries_, response, [&](const auto& element) {
-    *response.add_models() = Describe(element.first, element.second);
-  }));
+  std::vector<const std::pair<const std::string, Entry>*> page;
+  RETURN_IF_ERROR(FillPage(request, entries_, response,
+                           [&](const auto& element) { page.push_back(&element); }));
+  for (const auto* element : page) {
+    *response.add_models() = Describe(element->first, element->second);
+  }
   return response;
 }
 

@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include "services/common/channel.h"
+
 namespace quern::cli {
 
 // Asks grpc.health.v1 at HOST:PORT for `service` (empty: the server as a whole), or an

@@ -61,7 +61,7 @@ class CpuModel final : public BackendModel {
       : kernels_(kernels), pool_(pool), on_block_(std::move(on_block)) {}
 
   absl::StatusOr<absl::Span<const float>> Step(const Batch& batch) override {
-    return Run(kv_, *pool_, batch);
+    return Run(kv_, *pool_, on_block_, batch);
   }
 
   absl::StatusOr<double> MeasureKvDivergence(absl::Span<const int32_t> tokens,
@@ -80,8 +80,9 @@ class CpuModel final : public BackendModel {
   int64_t kv_token_bytes() const override { return kv_.token_bytes(); }
 
  private:
-  absl::Span<const float> Run(const KvMemory& kv, ThreadPool& pool, const Batch& batch) {
-    ReportingOps ops(on_block_, weights_, kernels_, kv, *workspace_, pool, batch);
+  absl::Span<const float> Run(const KvMemory& kv, ThreadPool& pool,
+                              const std::function<void()>& on_block, const Batch& batch) {
+    ReportingOps ops(on_block, weights_, kernels_, kv, *workspace_, pool, batch);
     const FloatRows logits = RunDecoder(ops, weights_, weights_.config.num_hidden_layers);
     return absl::MakeConstSpan(logits.data,
                                workspace_->logit_rows.size() * weights_.config.vocab_size);
@@ -119,8 +120,9 @@ absl::StatusOr<double> CpuModel::MeasureKvDivergence(absl::Span<const int32_t> t
                    KvMemory::Allocate(config, KvCacheType::kFloat16, half_limits, kernels_));
   std::vector<int32_t> pages((num_tokens + page_tokens - 1) / page_tokens);
   std::iota(pages.begin(), pages.end(), 0);
-  // Not the engine's, which runs regions for other models meanwhile.
+  // Not the engine's, which runs regions for other models meanwhile, and is not getting on by this.
   ThreadPool pool(pool_->num_threads());
+  const std::function<void()> on_block = [] {};
   const auto start = std::chrono::steady_clock::now();
   const int chunk = std::min({page_tokens, limits_.max_step_tokens, limits_.max_logits});
   const auto vocab_size = static_cast<size_t>(config.vocab_size);
@@ -136,9 +138,9 @@ absl::StatusOr<double> CpuModel::MeasureKvDivergence(absl::Span<const int32_t> t
                           .position = position,
                           .pages = pages,
                           .num_logits = std::clamp(position + count - page_tokens, 0, count)}};
-    const absl::Span<const float> half_logits = Run(half, pool, batch);
+    const absl::Span<const float> half_logits = Run(half, pool, on_block, batch);
     wanted.assign(half_logits.begin(), half_logits.end());
-    const absl::Span<const float> logits = Run(kv_, pool, batch);
+    const absl::Span<const float> logits = Run(kv_, pool, on_block, batch);
     for (size_t row = 0; row < logits.size(); row += vocab_size, ++num_scored) {
       const auto p = absl::MakeConstSpan(wanted).subspan(row, vocab_size);
       const auto q = logits.subspan(row, vocab_size);

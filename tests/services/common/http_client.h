@@ -17,8 +17,8 @@
 
 namespace quern {
 
-// Sends `bytes` to "127.0.0.1:port" and returns what comes back until the other side closes.
-inline std::string Exchange(const std::string& address, const std::string& bytes) {
+// A connection to "127.0.0.1:port", for the caller to close. A read waits for at most 20 s.
+inline int ConnectTo(const std::string& address) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in to = {};
   to.sin_family = AF_INET;
@@ -27,6 +27,12 @@ inline std::string Exchange(const std::string& address, const std::string& bytes
   const timeval timeout = {20, 0};
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
   EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+  return fd;
+}
+
+// Sends `bytes` to "127.0.0.1:port" and returns what comes back until the other side closes.
+inline std::string Exchange(const std::string& address, const std::string& bytes) {
+  const int fd = ConnectTo(address);
   EXPECT_EQ(send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
   std::string answer;
   char buffer[65536];

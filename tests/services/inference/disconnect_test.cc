@@ -1,6 +1,5 @@
 // Clients of both fronts that go away at any moment: nothing of them stays.
 
-#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -55,13 +54,7 @@ class DisconnectTest : public InferenceServerTest {
                        {"temperature", 0},    {"stream", random() % 4 != 0}};
     std::string bytes = PostBytes(kCompletions, body.dump());
     if (when == Leaves::kBeforeTheEndOfItsRequest) bytes.resize(random() % bytes.size());
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in to = {};
-    to.sin_family = AF_INET;
-    const std::string address = server_->http_address();
-    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    const int fd = ConnectTo(server_->http_address());
     ASSERT_EQ(send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL),
               static_cast<ssize_t>(bytes.size()));
     if (body["stream"] == true && when >= Leaves::kAfterTheFirstPiece) {

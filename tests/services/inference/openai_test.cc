@@ -487,13 +487,7 @@ TEST_F(OpenAiTest, AClientThatGoesFreesItsPages) {
     body["ignore_eos"] = true;
     body["stream"] = stream;
     const std::string bytes = PostBytes(kCompletions, body.dump());
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in to = {};
-    to.sin_family = AF_INET;
-    const std::string address = server_->http_address();
-    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    const int fd = ConnectTo(server_->http_address());
     ASSERT_EQ(send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL),
               static_cast<ssize_t>(bytes.size()));
     EXPECT_TRUE(Eventually([&] { return Metric("quern_kv_pages{state=\"used\"}") > 0; }));

@@ -81,8 +81,8 @@ class Automaton {
   void BeginWork() { work_left_ = kMaxWork; }
   bool Exhausted() const { return work_left_ < 0; }
 
-  // Places looked at for one mask, and what a new state counts: 10 ms at most, and a few MB. What
-  // JSON schemas want is a tenth of it.
+  // Places looked at for one mask, and what a new state counts: it bounds the time and memory of a
+  // mask. What JSON schemas want is a tenth of it.
   static constexpr int64_t kMaxWork = 250'000;
   static constexpr int64_t kStateWork = 64;
 

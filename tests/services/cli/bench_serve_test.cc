@@ -326,10 +326,10 @@ TEST_F(BenchServeTest, ChatsOfAFileGoToBothApis) {
   const Json grpc =
       RunJson({"bench", "serve", "m", "--seconds=1", "--concurrency=2", "--prompts=" + prompts});
   EXPECT_GT(grpc.at("rows").at(0).at("answered"), 2);
-  EXPECT_EQ(services_.generated.chat().messages_size(), 2);
-  EXPECT_EQ(services_.generated.chat().messages(0).role(), inference::v1::Chat::Message::SYSTEM);
-  EXPECT_EQ(services_.generated.max_output_tokens(), 3);
-  EXPECT_TRUE(services_.generated.ignore_end_of_text());
+  EXPECT_EQ(services_.generated().chat().messages_size(), 2);
+  EXPECT_EQ(services_.generated().chat().messages(0).role(), inference::v1::Chat::Message::SYSTEM);
+  EXPECT_EQ(services_.generated().max_output_tokens(), 3);
+  EXPECT_TRUE(services_.generated().ignore_end_of_text());
 }
 
 TEST_F(BenchServeTest, MistakesAreSaidAtOnce) {

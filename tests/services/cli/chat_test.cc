@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
+
 #include "core/base/file.h"
 #include "services/cli/chat_session.h"
 #include "tests/services/cli/cli_fixture.h"
@@ -45,6 +47,7 @@ class Terminal {
   Terminal& operator=(const Terminal&) = delete;
 
   void Type(const std::string& text) {
+    ReleaseToGrpc(&program_runs);  // whatever the test set comes before the calls that this makes
     ASSERT_EQ(write(fd_, text.data(), text.size()), static_cast<ssize_t>(text.size()));
   }
   // At the next prompt: the terminal is in the hands of the line editor from there on.
@@ -120,16 +123,17 @@ class ChatTest : public CliTest {
     std::vector<std::string> environment = {"TERM=xterm", "HOME=" + directory_.path(),
                                             "XDG_STATE_HOME=" + directory_.path()};
     environment.insert(environment.end(), variables.begin(), variables.end());
+    for (const char* options : {"ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS"}) {
+      const char* value = std::getenv(options);
+      if (value != nullptr) environment.push_back(absl::StrCat(options, "=", value));
+    }
     ReleaseToGrpc(&program_runs);
     auto terminal = std::make_unique<Terminal>(arguments, environment);
     EXPECT_TRUE(terminal->Shows("/help lists commands"));
     return terminal;
   }
   // Once an answer is there.
-  const Chat& asked() {
-    AcquireFromGrpc(&program_runs);
-    return services_.generated.chat();
-  }
+  Chat asked() { return services_.generated().chat(); }
 };
 
 TEST_F(ChatTest, AnswersAndSaysWhatTheyTook) {
@@ -245,8 +249,8 @@ TEST_F(ChatTest, CommandsChangeTheConversation) {
   ASSERT_EQ(asked().messages_size(), 2);
   EXPECT_EQ(asked().messages(0).role(), Chat::Message::SYSTEM);
   EXPECT_EQ(asked().messages(1).content(), "/etc is what?");
-  EXPECT_FLOAT_EQ(services_.generated.sampling().temperature(), 0.5F);
-  EXPECT_EQ(services_.generated.sampling().seed(), 9);
+  EXPECT_FLOAT_EQ(services_.generated().sampling().temperature(), 0.5F);
+  EXPECT_EQ(services_.generated().sampling().seed(), 9);
 
   terminal->Enter("/save " + file + "\r");
   EXPECT_TRUE(terminal->Shows("messages written to"));

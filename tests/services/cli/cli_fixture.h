@@ -92,7 +92,11 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
   inference::v1::CreateModelRequest created_model;
   inference::v1::Alias alias;
   inference::v1::UpdateAliasRequest updated_alias;
-  inference::v1::GenerateTextRequest generated;
+  // A copy, since the program may be asking while the test looks.
+  inference::v1::GenerateTextRequest generated() {
+    MutexLock lock(&mutex_);
+    return generated_;
+  }
   std::atomic<int> num_cancelled_jobs = 0;
   std::atomic<int> num_deleted = 0;
   std::atomic<bool> open = false;  // a stream that stays open is
@@ -217,7 +221,7 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
       grpc::ServerWriter<inference::v1::GenerateTextResponse>* writer) override {
     {
       MutexLock lock(&mutex_);
-      generated = *request;
+      generated_ = *request;
     }
     for (const auto& piece : pieces) writer->Write(piece);
     if (generation_stays_open) StayOpen(context);
@@ -231,7 +235,8 @@ class FakeServices final : public quantization::v1::QuantizationService::Service
     client_left = true;
   }
 
-  Mutex mutex_;  // of `generated`, while calls are under way
+  Mutex mutex_;
+  inference::v1::GenerateTextRequest generated_ ABSL_GUARDED_BY(mutex_);
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };

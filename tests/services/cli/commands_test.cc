@@ -314,10 +314,10 @@ TEST_F(CommandsTest, BenchServeSumsUpWhatClientsSaw) {
     EXPECT_GE(row.at("firstTokenSeconds").at("p99"), row.at("firstTokenSeconds").at("p50"));
     EXPECT_GT(row.at("goodPerSecond"), 0.0);
   }
-  EXPECT_EQ(services_.generated.model(), "models/m");
-  EXPECT_EQ(services_.generated.prompt_tokens().ids_size(), 5);
-  EXPECT_EQ(services_.generated.max_output_tokens(), 8);
-  EXPECT_TRUE(services_.generated.ignore_end_of_text());
+  EXPECT_EQ(services_.generated().model(), "models/m");
+  EXPECT_EQ(services_.generated().prompt_tokens().ids_size(), 5);
+  EXPECT_EQ(services_.generated().max_output_tokens(), 8);
+  EXPECT_TRUE(services_.generated().ignore_end_of_text());
   // A model that is not there is said at once.
   services_.failure = grpc::Status(grpc::StatusCode::NOT_FOUND, "no such model");
   const Result result = RunConnected(run);
@@ -333,7 +333,7 @@ TEST_F(CommandsTest, CompletePrintsWhatWasGenerated) {
   EXPECT_EQ(result.exit_code, 0) << result.error;
   EXPECT_EQ(result.output, "The capital is Paris.\n");
   EXPECT_THAT(result.error, HasSubstr("11 tokens, 10.0 tokens/s"));
-  const auto& request = services_.generated;
+  const auto request = services_.generated();
   EXPECT_EQ(request.model(), "models/m");
   EXPECT_EQ(request.prompt(), "France:");
   EXPECT_FLOAT_EQ(request.sampling().temperature(), 0.5F);
@@ -358,9 +358,9 @@ TEST_F(CommandsTest, ChatSendsMessages) {
   EXPECT_EQ(result.exit_code, 0) << result.error;
   EXPECT_EQ(result.output, "The capital is Paris.\n");
   EXPECT_EQ(result.error, "");
-  ASSERT_EQ(services_.generated.chat().messages_size(), 2);
-  EXPECT_EQ(services_.generated.chat().messages(0).content(), "Be brief.");
-  EXPECT_EQ(services_.generated.chat().messages(1).role(), inference::v1::Chat::Message::USER);
+  ASSERT_EQ(services_.generated().chat().messages_size(), 2);
+  EXPECT_EQ(services_.generated().chat().messages(0).content(), "Be brief.");
+  EXPECT_EQ(services_.generated().chat().messages(1).role(), inference::v1::Chat::Message::USER);
 
   services_.model.set_chat_format("none");
   EXPECT_THAT(RunConnected({"chat", "m", "Hello"}).error, HasSubstr("as plain text"));

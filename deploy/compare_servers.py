@@ -2,11 +2,11 @@
 """Measures two running servers side by side with `quern bench serve`, over OpenAI's API.
 
     deploy/compare_servers.py quern=http://127.0.0.1:7422 llama.cpp=http://127.0.0.1:8080 [options]
-    deploy/compare_servers.py --checkpoint MODEL.gguf --llama-server PROGRAM --gguf MODEL.gguf [options]
+    deploy/compare_servers.py --artifact DIRECTORY --llama-server PROGRAM --gguf MODEL.gguf [options]
 
 The first form starts nothing: NAME=URL, or NAME=URL#MODEL where a server has several; any server with
 OpenAI's API. The second starts both with as many threads, on free ports: quern-inference of build/bin
-with a checkpoint, and llama-server with a .gguf file. The servers take turns: each figure is a median
+with an artifact, and llama-server with a .gguf file. The servers take turns: each figure is a median
 over rounds, so that the machine's moods meet both alike; overload and open streams come last, once,
 since they leave a server warm. Memory is that of the process behind the port, where this user may look.
 Prompts are random token ids; answers are greedy and go on through the end of text.
@@ -14,10 +14,12 @@ Prompts are random token ids; answers are greedy and go on through the end of te
 
 import argparse
 import contextlib
+import hashlib
 import http.client
 import json
 import pathlib
 import random
+import shutil
 import socket
 import statistics
 import subprocess
@@ -33,6 +35,7 @@ OPEN_STREAMS = 256
 LOAD_SHARE = 0.8
 OVERLOAD = 10
 PREFIX_TOKENS = 1000
+MEASURES = ('load', 'prefix', 'open', 'overload')
 
 
 class Server:
@@ -140,13 +143,16 @@ def measure_prefix_reuse(server):
     server.add('prefix second/first', second / first)
 
 
-def measure_round(servers, options):
+def measure_streams(servers, options):
     for streams in (CLOSED_STREAMS, 1):
         for server in servers:
             row = bench(server, options, '--concurrency', streams, '--seconds', options.seconds)
             server.add(f'{streams} streams tokens/s', row['outputTokensPerSecond'])
     for server in servers:
         server.capacity = server.median(f'{CLOSED_STREAMS} streams tokens/s') / options.output_tokens
+
+
+def measure_load(servers, options):
     least = min(server.capacity for server in servers)
     for server in servers:
         for title, capacity in (('own', server.capacity), ('least', least)):
@@ -158,8 +164,6 @@ def measure_round(servers, options):
                        row['firstTokenSeconds']['p99'] * 1e3)
             if title == 'own':
                 server.add('good/s at it', row['goodPerSecond'])
-    for server in servers:
-        measure_prefix_reuse(server)
 
 
 def measure_overload(server, options):
@@ -168,7 +172,7 @@ def measure_overload(server, options):
                 options.seconds, '--drain-seconds', options.seconds)
     after = server.rss_mb()
     name = f'overload {OVERLOAD}x'
-    peak = max(server.figures['good/s at it'] + [row['goodPerSecond']])
+    peak = max(server.figures.get('good/s at it', []) + [row['goodPerSecond']])
     server.add(f'{name}, good/s', row['goodPerSecond'])
     server.add(f'{name}, goodput over peak', row['goodPerSecond'] / peak if peak > 0 else None)
     server.add(f'{name}, first token p99 ms of admitted', row['firstTokenSeconds']['p99'] * 1e3)
@@ -236,22 +240,24 @@ def wait_until_serving(url, process, name):
 
 
 def start_quern(options, directory, stack):
-    checkpoint = options.checkpoint.resolve()
     ready = directory / 'ready.json'
+    # Where it looks for artifacts first.
+    digest = hashlib.sha256((options.artifact / 'manifest.json').read_bytes()).hexdigest()
+    shutil.copytree(options.artifact, directory / 'cache' / 'artifacts' / digest)
     quern = pathlib.Path(options.quern)
     process = subprocess.Popen(
         [quern.parent / 'quern-inference', '--jobs=', '--listen=127.0.0.1:0',
          '--http_listen=127.0.0.1:0', '--metrics_listen=127.0.0.1:0', f'--ready_file={ready}',
-         f'--cache_directory={directory}/cache', f'--model_root={checkpoint.parent}',
-         f'--threads={options.threads}'], stderr=open(directory / 'quern.log', 'w'))
+         f'--cache_directory={directory}/cache', f'--threads={options.threads}',
+         *options.quern_arguments.split()], stderr=open(directory / 'quern.log', 'w'))
     stack.callback(stop, process)
     while not ready.exists():
         if process.poll() is not None:
             sys.exit(f'quern-inference: ended while starting; see {directory}/quern.log')
         time.sleep(0.05)
     addresses = json.loads(ready.read_text())
-    subprocess.run([quern, '--inference', addresses['grpc_address'], 'models', 'load', 'bench',
-                    '--checkpoint', checkpoint.name], check=True, stdout=sys.stderr)
+    subprocess.run([quern, '--inference', addresses['grpc_address'], 'models', 'load', 'bench', digest],
+                   check=True, stdout=sys.stderr)
     return Server(f'quern=http://{addresses["http_address"]}')
 
 
@@ -280,11 +286,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('servers', nargs='*', metavar='NAME=URL[#MODEL]', type=Server)
-    parser.add_argument('--checkpoint', type=pathlib.Path, help='directory or .gguf file for Quern')
+    parser.add_argument('--artifact', type=pathlib.Path, help='directory of `quern artifacts export`')
+    parser.add_argument('--quern-arguments', default='', help='more for quern-inference, in one word')
     parser.add_argument('--llama-server', help='the program')
     parser.add_argument('--gguf', help='its model')
     parser.add_argument('--llama-arguments', default='', help='more for llama-server, in one word')
     parser.add_argument('--threads', type=int, default=2, help='of servers that are started')
+    parser.add_argument('--measure', nargs='+', choices=MEASURES, default=MEASURES,
+                        help='beside tokens/s: load and prefix in each round, open (streams) and '
+                             'overload at the end')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--seconds', type=int, default=30, help='of each run')
     parser.add_argument('--prompt-tokens', type=int, default=128)
@@ -295,10 +305,10 @@ def main():
     parser.add_argument('--json', type=pathlib.Path, help='file for every figure of every round')
     parser.add_argument('--quern', default='build/bin/quern')
     options = parser.parse_args()
-    if bool(options.servers) == bool(options.checkpoint):
-        parser.error('give either addresses, or --checkpoint, --llama-server and --gguf')
-    if options.checkpoint and not (options.llama_server and options.gguf):
-        parser.error('--checkpoint wants --llama-server and --gguf too')
+    if bool(options.servers) == bool(options.artifact):
+        parser.error('give either addresses, or --artifact, --llama-server and --gguf')
+    if options.artifact and not (options.llama_server and options.gguf):
+        parser.error('--artifact wants --llama-server and --gguf too')
     random.seed(options.seed)
 
     with contextlib.ExitStack() as stack:
@@ -310,10 +320,17 @@ def main():
             server.connect()
         for number in range(options.rounds):
             print(f'round {number + 1} of {options.rounds}', file=sys.stderr)
-            measure_round(servers, options)
-        for measure in (measure_open_streams, measure_overload):
-            for server in servers:
-                measure(server, options)
+            measure_streams(servers, options)
+            if 'load' in options.measure:
+                measure_load(servers, options)
+            if 'prefix' in options.measure:
+                for server in servers:
+                    measure_prefix_reuse(server)
+        for server in servers:
+            if 'open' in options.measure:
+                measure_open_streams(server, options)
+            if 'overload' in options.measure:
+                measure_overload(server, options)
         print(f'prompts of {options.prompt_tokens}, answers of {options.output_tokens} tokens, '
               f'{options.seconds} s a run, median of {options.rounds} rounds; good: first token within '
               f'{options.first_token_limit_ms} ms, then {options.next_token_limit_ms} ms a token')

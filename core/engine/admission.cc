@@ -6,10 +6,11 @@
 #include <absl/time/time.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
+#include <string>
 
 #include "core/base/retry_delay.h"
-#include "core/engine/engine.h"
 
 namespace quern {
 namespace {
@@ -19,16 +20,27 @@ constexpr char kNoRoomPayload[] = "quern/no-room";
 constexpr absl::Duration kMinRetryDelay = absl::Seconds(1);
 constexpr absl::Duration kMaxRetryDelay = absl::Minutes(1);
 
-// `tokens_before` must be computed before there is room.
-absl::Status Refusal(NoRoom why, absl::string_view message, double tokens_before,
-                     double tokens_per_second) {
+// Of the requests that left; weighs the latest.
+constexpr double kMeanWeight = 1.0 / 32;
+
+// 0 when the rate is not known.
+absl::Duration TimeOf(double tokens, double tokens_per_second) {
+  return tokens_per_second > 0 ? absl::Seconds(tokens / tokens_per_second) : absl::ZeroDuration();
+}
+
+// There should be room after `estimate`.
+absl::Status Refusal(NoRoom why, absl::string_view message, absl::Duration estimate) {
   absl::Status status = absl::ResourceExhaustedError(message);
   status.SetPayload(kNoRoomPayload, absl::Cord(absl::StrCat(static_cast<int>(why))));
-  const absl::Duration estimate = tokens_per_second > 0
-                                      ? absl::Seconds(tokens_before / tokens_per_second)
-                                      : absl::ZeroDuration();
   SetRetryDelay(std::clamp(estimate, kMinRetryDelay, kMaxRetryDelay), &status);
   return status;
+}
+
+// What counts is of this priority and above.
+template <typename Number>
+Number SumFrom(const std::array<Number, kNumPriorities>& by_priority, Priority priority) {
+  return std::accumulate(by_priority.begin() + static_cast<int>(priority), by_priority.end(),
+                         Number{0});
 }
 
 }  // namespace
@@ -40,16 +52,38 @@ std::optional<NoRoom> NoRoomOf(const absl::Status& status) {
   return static_cast<NoRoom>(why);
 }
 
-absl::Status Admission::Check(absl::string_view principal, int64_t tokens,
-                              double tokens_per_second) const {
+double Admission::MeanTokens() const {
+  if (mean_computed_ > 0) return mean_computed_;
+  return all_.requests > 0 ? static_cast<double>(all_.tokens) / all_.requests : 0;
+}
+
+absl::Duration Admission::ExpectedWait(absl::string_view principal, Priority priority,
+                                       const EngineLoad& load) const {
+  const auto found = by_principal_.find(principal);
+  const Held own = found == by_principal_.end() ? Held() : found->second;
+  const double in_turn = static_cast<double>(by_principal_.size()) + (own.requests == 0 ? 1 : 0);
+  const int beyond_places = SumFrom(load.waiting, priority) - load.free_places;
+  absl::Duration for_place;
+  if (beyond_places >= 0) {
+    // And the one that it takes itself.
+    const double places = std::min<double>(beyond_places, own.requests * in_turn) + 1;
+    for_place = TimeOf(places * MeanTokens(), load.tokens_per_second);
+  }
+  const double prompts = std::min<double>(SumFrom(load.prompt_tokens, priority),
+                                          static_cast<double>(own.tokens) * in_turn);
+  return std::max(for_place, TimeOf(prompts, load.prompt_tokens_per_second));
+}
+
+absl::Status Admission::Check(absl::string_view principal, Priority priority, int64_t tokens,
+                              const EngineLoad& load) const {
   if (all_.requests == 0) return absl::OkStatus();
   const int max_requests = limits_.max_sequences + limits_.max_queued_requests;
-  const double mean_tokens = static_cast<double>(all_.tokens) / all_.requests;
+  const absl::Duration one_request = TimeOf(MeanTokens(), load.tokens_per_second);
   if (all_.requests >= max_requests) {
     return Refusal(NoRoom::kRequests,
                    absl::StrCat("the engine has ", all_.requests,
                                 " unfinished requests, its limit; try again later"),
-                   mean_tokens, tokens_per_second);
+                   one_request);
   }
   const int64_t excess = all_.tokens + tokens - limits_.max_queued_tokens;
   if (excess > 0) {
@@ -58,7 +92,19 @@ absl::Status Admission::Check(absl::string_view principal, int64_t tokens,
         absl::StrCat("the engine has unfinished requests of ", all_.tokens, " tokens, with the ",
                      tokens, " of this one more than its limit of ", limits_.max_queued_tokens,
                      "; try again later"),
-        static_cast<double>(excess), tokens_per_second);
+        TimeOf(static_cast<double>(excess), load.tokens_per_second));
+  }
+  if (priority != Priority::kLow) {
+    const absl::Duration wait = ExpectedWait(principal, priority, load);
+    if (wait > limits_.max_queue_wait) {
+      return Refusal(
+          NoRoom::kWait,
+          absl::StrCat("the request would wait for about ",
+                       absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(100))),
+                       ", more than the limit of ", absl::FormatDuration(limits_.max_queue_wait),
+                       "; try again later, or with low priority"),
+          wait - limits_.max_queue_wait);
+    }
   }
   const auto found = principal.empty() ? by_principal_.end() : by_principal_.find(principal);
   if (found == by_principal_.end()) return absl::OkStatus();
@@ -70,7 +116,7 @@ absl::Status Admission::Check(absl::string_view principal, int64_t tokens,
                    absl::StrCat("you have ", held.requests, " unfinished requests of ", held.tokens,
                                 " tokens; the room that is left is kept for others, try again when "
                                 "one has ended"),
-                   mean_tokens, tokens_per_second);
+                   one_request);
   }
   return absl::OkStatus();
 }
@@ -82,7 +128,10 @@ void Admission::Enter(const std::string& principal, int64_t tokens) {
   }
 }
 
-void Admission::Leave(const std::string& principal, int64_t tokens) {
+void Admission::Leave(const std::string& principal, int64_t tokens, int64_t computed_tokens) {
+  const auto computed = static_cast<double>(computed_tokens);
+  mean_computed_ =
+      mean_computed_ > 0 ? mean_computed_ + kMeanWeight * (computed - mean_computed_) : computed;
   const auto own = by_principal_.find(principal);
   for (Held* held : {&all_, &own->second}) {
     --held->requests;

@@ -37,6 +37,24 @@ uint64_t RandomSeed() {
   return uint64_t{random() & 0x7fffffff} << 32 | random();
 }
 
+// How fast steps are, each counting less the more time was spent on later ones.
+class RecentSpeed {
+ public:
+  void Note(int num_tokens, absl::Duration duration) {
+    constexpr double kMemorySeconds = 30;
+    const double seconds = absl::ToDoubleSeconds(duration);
+    const double kept = std::exp(-seconds / kMemorySeconds);
+    tokens_ = tokens_ * kept + num_tokens;
+    seconds_ = seconds_ * kept + seconds;
+  }
+  // 0: not known.
+  double tokens_per_second() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
+
+ private:
+  double tokens_ = 0;
+  double seconds_ = 0;
+};
+
 // The sink behind Score.
 class ScoreSink final : public TokenSink {
  public:
@@ -69,7 +87,8 @@ class EngineImpl final : public Engine {
         backend_(MakeCpuBackend(kernels, &pool_, [this] { Beat(); })),
         queue_({.max_sequences = options.max_sequences,
                 .max_queued_requests = options.max_queued_requests,
-                .max_queued_tokens = options.max_queued_tokens}) {
+                .max_queued_tokens = options.max_queued_tokens,
+                .max_queue_wait = options.max_queue_wait}) {
     Beat();
     thread_ = std::thread([this] { Run(); });
   }
@@ -84,15 +103,23 @@ class EngineImpl final : public Engine {
   using Engine::PlanMemory;
   absl::StatusOr<ModelMemory> PlanMemory(const ModelSource& source,
                                          const LoadOptions& options) const override {
-    return backend_->PlanMemory(source, options, LimitsOf(options_));
+    ASSIGN_OR_RETURN(ModelMemory memory, backend_->PlanMemory(source, options, LimitsOf(options_)));
+    if (const ModelSource* draft = options.speculation.draft; draft != nullptr) {
+      ASSIGN_OR_RETURN(const ModelMemory more,
+                       backend_->PlanMemory(*draft, DraftOptions(options), LimitsOf(options_)));
+      memory.weight_bytes += more.weight_bytes;
+      memory.kv_bytes += more.kv_bytes;
+      memory.workspace_bytes += more.workspace_bytes;
+    }
+    return memory;
   }
   absl::Status Unload(ModelHandle handle) override;
   absl::StatusOr<ModelInfo> Info(ModelHandle handle) const override;
   absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle handle) const override;
   absl::StatusOr<std::vector<int32_t>> EncodeChat(
       ModelHandle handle, const std::vector<ChatMessage>& messages) const override;
-  absl::Status CheckRoom(absl::string_view principal) const override {
-    return queue_.Check(principal, /*tokens=*/1);
+  absl::Status CheckRoom(absl::string_view principal, Priority priority) const override {
+    return queue_.Check(principal, priority, /*tokens=*/1);
   }
   absl::StatusOr<CompiledConstraint> CompileConstraint(ModelHandle handle,
                                                        const ConstraintSpec& spec) const override;
@@ -121,8 +148,8 @@ class EngineImpl final : public Engine {
   // Takes in what others want. Returns whether the thread goes on.
   bool HandleInbox();
   void StepModel(ServedModel& model);
-  // Notes how fast steps are, the latest ones above all.
-  void NoteSpeed(int num_tokens, absl::Duration duration);
+  // For estimates of how long others wait.
+  void PublishLoad();
   // Lets go of models that are to be unloaded and have nothing left to do.
   void ReleaseIdleModels();
   void EndAll(const absl::Status& status);
@@ -152,10 +179,9 @@ class EngineImpl final : public Engine {
   std::vector<ServedModel*> serving_;
   std::vector<std::pair<ServedModel*, Event*>> unloads_;
   std::vector<EndedSequence> ended_;
-  // Of steps, each counting less the more time was spent on later ones.
-  double recent_tokens_ = 0;
-  double recent_seconds_ = 0;
-  EngineStats counters_;  // its gauges are filled in when it is published
+  RecentSpeed speed_;
+  RecentSpeed prompt_speed_;  // of the steps that are mostly of prompts
+  EngineStats counters_;      // its gauges are filled in when it is published
 
   std::thread thread_;
 };
@@ -324,6 +350,7 @@ bool EngineImpl::HandleInbox() {
   for (auto& [model, sequence] : inbox.sequences) model->Add(std::move(sequence));
   unloads_.insert(unloads_.end(), inbox.unloads.begin(), inbox.unloads.end());
   PublishStats();
+  PublishLoad();
   if (inbox.end_all || inbox.stop) EndAll(absl::UnavailableError("the engine is shutting down"));
   if (!inbox.stop) return true;
   ReleaseIdleModels();
@@ -340,7 +367,10 @@ void EngineImpl::StepModel(ServedModel& model) {
   if (report.num_tokens > 0) {
     ++counters_.steps;
     counters_.last_step_time = end;
-    NoteSpeed(report.num_tokens, end - start);
+    speed_.Note(report.num_tokens, end - start);
+    if (report.num_tokens >= 4 * report.num_sequences) {
+      prompt_speed_.Note(report.num_tokens, end - start);
+    }
     // Before anybody hears that its request ended: who asks then finds the step counted.
     if (observer_ != nullptr) {
       observer_->OnStep(end - start, report.num_tokens, report.num_sequences);
@@ -349,13 +379,15 @@ void EngineImpl::StepModel(ServedModel& model) {
   NotifyEnded();
 }
 
-void EngineImpl::NoteSpeed(int num_tokens, absl::Duration duration) {
-  constexpr double kMemorySeconds = 30;
-  const double seconds = absl::ToDoubleSeconds(duration);
-  const double kept = std::exp(-seconds / kMemorySeconds);
-  recent_tokens_ = recent_tokens_ * kept + num_tokens;
-  recent_seconds_ = recent_seconds_ * kept + seconds;
-  queue_.set_tokens_per_second(recent_seconds_ > 0 ? recent_tokens_ / recent_seconds_ : 0);
+void EngineImpl::PublishLoad() {
+  const auto computed = static_cast<double>(counters_.prompt_tokens);
+  const double prompts = computed + static_cast<double>(counters_.cached_prompt_tokens);
+  EngineLoad load{.tokens_per_second = speed_.tokens_per_second(),
+                  .prompt_tokens_per_second = prompt_speed_.tokens_per_second()};
+  for (const ServedModel* model : serving_) {
+    model->AddLoad(/*computed_share=*/prompts > 0 ? computed / prompts : 1, load);
+  }
+  queue_.SetLoad(load);
 }
 
 void EngineImpl::ReleaseIdleModels() {

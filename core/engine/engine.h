@@ -50,6 +50,10 @@ struct EngineOptions {
   // counts as 1024. Beyond it Submit gives RESOURCE_EXHAUSTED too, but one request alone is always
   // taken. Bounds how long the last in the queue waits.
   int64_t max_queued_tokens = int64_t{1} << 20;
+  // How long a request may have to wait, by an estimate, before its own prompt is computed. Beyond
+  // it Submit gives RESOURCE_EXHAUSTED, but for Priority::kLow. Keeps the time to the first token
+  // when more comes than can be served.
+  absl::Duration max_queue_wait = absl::InfiniteDuration();
   // A table by name ("scalar"), to compare or to find a fault; empty: the best this CPU can run.
   std::string kernels;
   absl::Status Validate() const;
@@ -226,10 +230,10 @@ class StepObserver {
   virtual void OnStep(absl::Duration duration, int num_tokens, int num_sequences) = 0;
 };
 
-// Why Submit said RESOURCE_EXHAUSTED: requests or tokens are at their limit, or the principal holds
-// its share of the queue. None for other statuses. RetryDelayOf such a status says when to try
-// again, by what the engine computed lately.
-enum class NoRoom { kRequests, kTokens, kShare };
+// Why Submit said RESOURCE_EXHAUSTED: requests or tokens are at their limit, the principal holds
+// its share of the queue, or the wait would be too long. None for other statuses. RetryDelayOf such
+// a status says when to try again, by what the engine computed lately.
+enum class NoRoom { kRequests, kTokens, kShare, kWait };
 std::optional<NoRoom> NoRoomOf(const absl::Status& status);
 
 // Thread-safe.
@@ -268,8 +272,9 @@ class Engine {
       ModelHandle model, const std::vector<ChatMessage>& messages) const = 0;
 
   // What Submit would say now of a small request of `principal`: OK, RESOURCE_EXHAUSTED or
-  // UNAVAILABLE. Quick; to refuse before the work of making a request.
-  virtual absl::Status CheckRoom(absl::string_view principal) const = 0;
+  // UNAVAILABLE. Quick; to refuse before the work of making a request. Priority::kLow is refused
+  // last, where the priority is not known.
+  virtual absl::Status CheckRoom(absl::string_view principal, Priority priority) const = 0;
   // Compiles what a request's answers must be, or finds it among what was compiled before, on the
   // calling thread: tens of milliseconds at most. FAILED_PRECONDITION when the model has no
   // tokenizer, INVALID_ARGUMENT naming what is not supported or which limit was met.

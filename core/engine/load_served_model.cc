@@ -62,6 +62,8 @@ absl::StatusOr<std::optional<double>> MeasureKvCost(BackendModel& model, const T
 
 }  // namespace
 
+LoadOptions DraftOptions(const LoadOptions& options) { return {.precision = options.precision}; }
+
 BackendLimits LimitsOf(const EngineOptions& options) {
   return {
       .page_tokens = options.page_tokens,
@@ -142,7 +144,7 @@ absl::Status ServedModel::StartSpeculation(const LoadOptions& options, const Mod
         "); use one of the same family, or fewer bits of the same model"));
   }
   ASSIGN_OR_RETURN(std::unique_ptr<BackendModel> model,
-                   backend->Load(*draft, {.precision = options.precision}, limits));
+                   backend->Load(*draft, DraftOptions(options), limits));
   const int context = static_cast<int>(std::min<int64_t>(
       int64_t{model->num_pages()} * limits.page_tokens, draft->config().max_position_embeddings));
   drafter_ =

@@ -40,6 +40,9 @@ absl::Status EngineOptions::Validate() const {
   if (max_queued_tokens < 1 || max_queued_tokens > int64_t{1} << 40) {
     return OutOfRange("max_queued_tokens", max_queued_tokens, "1 to 2^40");
   }
+  if (max_queue_wait < absl::ZeroDuration()) {
+    return OutOfRange("max_queue_wait", absl::FormatDuration(max_queue_wait), "0 or more");
+  }
   if (!kernels.empty() && kernels::FindKernels(kernels) == nullptr) {
     return OutOfRange("kernels", absl::StrCat("'", kernels, "'"),
                       "a table that this CPU can run, such as scalar or avx2, or nothing");

@@ -8,22 +8,30 @@
 
 namespace quern {
 
-absl::Status RequestQueue::CheckLocked(absl::string_view principal, int64_t tokens) const {
+absl::Status RequestQueue::CheckLocked(absl::string_view principal, Priority priority,
+                                       int64_t tokens) const {
   if (closed_) {
     return absl::UnavailableError("the engine is draining and takes no new requests");
   }
-  return admission_.Check(principal, tokens, tokens_per_second_);
+  EngineLoad load = load_;
+  for (const auto& [model, sequence] : inbox_.sequences) {
+    const int priority_of_it = static_cast<int>(sequence->priority);
+    ++load.waiting[priority_of_it];
+    load.prompt_tokens[priority_of_it] += sequence->num_prompt_tokens;
+  }
+  return admission_.Check(principal, priority, tokens, load);
 }
 
-absl::Status RequestQueue::Check(absl::string_view principal, int64_t tokens) const {
+absl::Status RequestQueue::Check(absl::string_view principal, Priority priority,
+                                 int64_t tokens) const {
   MutexLock lock(&mutex_);
-  return CheckLocked(principal, tokens);
+  return CheckLocked(principal, priority, tokens);
 }
 
 absl::Status RequestQueue::Push(ServedModel* model, std::unique_ptr<Sequence> sequence) {
   const std::string& principal = sequence->request.principal;
   MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckLocked(principal, sequence->queue_tokens));
+  RETURN_IF_ERROR(CheckLocked(principal, sequence->priority, sequence->queue_tokens));
   admission_.Enter(principal, sequence->queue_tokens);
   ++num_unended_;
   inbox_.sequences.emplace_back(model, std::move(sequence));
@@ -54,10 +62,16 @@ Inbox RequestQueue::Take(bool wait) {
   return std::exchange(inbox_, Inbox());
 }
 
+void RequestQueue::SetLoad(const EngineLoad& load) {
+  MutexLock lock(&mutex_);
+  load_ = load;
+}
+
 void RequestQueue::ReleasePlaces(absl::Span<const EndedSequence> ended) {
   MutexLock lock(&mutex_);
   for (const EndedSequence& one : ended) {
-    admission_.Leave(one.sequence->request.principal, one.sequence->queue_tokens);
+    admission_.Leave(one.sequence->request.principal, one.sequence->queue_tokens,
+                     one.sequence->work_tokens);
   }
 }
 

@@ -6,7 +6,6 @@
 #include <absl/time/time.h>
 #include <absl/types/span.h>
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -39,7 +38,7 @@ class RequestQueue {
 
   // Whether a request of `tokens` may come: OK, RESOURCE_EXHAUSTED (see Admission) or UNAVAILABLE,
   // when closed.
-  absl::Status Check(absl::string_view principal, int64_t tokens) const;
+  absl::Status Check(absl::string_view principal, Priority priority, int64_t tokens) const;
   // The same for `sequence`, and takes it.
   absl::Status Push(ServedModel* model, std::unique_ptr<Sequence> sequence);
   void PushLoaded(ServedModel* model);
@@ -60,8 +59,8 @@ class RequestQueue {
   void EndAll();
   void Stop();
 
-  // What the engine has computed lately, for estimates; 0: not known.
-  void set_tokens_per_second(double rate) { tokens_per_second_ = rate; }
+  // What the engine thread holds and how fast it is, without what it has not taken yet.
+  void SetLoad(const EngineLoad& load);
 
   // Tokens of the requests that hold a place.
   int64_t num_tokens() const;
@@ -71,15 +70,15 @@ class RequestQueue {
   int num_unended() const;
 
  private:
-  absl::Status CheckLocked(absl::string_view principal, int64_t tokens) const
+  absl::Status CheckLocked(absl::string_view principal, Priority priority, int64_t tokens) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool HasInboxLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  std::atomic<double> tokens_per_second_{0};
   mutable Mutex mutex_;
   CondVar inbox_filled_;
   CondVar became_idle_;
   Inbox inbox_ ABSL_GUARDED_BY(mutex_);
+  EngineLoad load_ ABSL_GUARDED_BY(mutex_);
   Admission admission_ ABSL_GUARDED_BY(mutex_);
   int num_unended_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;

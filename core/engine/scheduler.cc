@@ -112,15 +112,15 @@ void Scheduler::SchedulePrefills(absl::Time now) {
   std::sort(prefills_.begin(), prefills_.end(),
             [](const Sequence* a, const Sequence* b) { return IsBefore(*a, *b); });
   auto prefill = prefills_.begin();
-  bool blocked = false;
+  blocked_ = false;
   while (tokens_left_ > 0) {
     // Anew each time: what was scheduled was charged.
-    Sequence* waiting = blocked || logits_left_ == 0 ? nullptr : NextWaiting();
+    Sequence* waiting = blocked_ || logits_left_ == 0 ? nullptr : NextWaiting();
     if (prefill != prefills_.end() && (waiting == nullptr || IsBefore(**prefill, *waiting))) {
       Schedule(**prefill++);
     } else if (waiting != nullptr) {
       // Nobody overtakes one that finds no pages: it would wait for ever.
-      blocked = !Admit(*waiting, now);
+      blocked_ = !Admit(*waiting, now);
     } else {
       break;
     }

@@ -72,13 +72,18 @@ class Scheduler {
   }
 
   template <typename Visit>
-  void ForEach(Visit visit) {
+  void ForEachRunning(Visit visit) const {
     for (const auto& sequence : running_) visit(*sequence);
+  }
+  template <typename Visit>
+  void ForEachWaiting(Visit visit) const {
     for (const FairQueue& queue : waiting_) queue.ForEach(visit);
   }
 
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const;
+  // How many of those that wait, or come, the next step may admit.
+  int num_free_places() const { return blocked_ ? 0 : limits_.max_sequences - num_running(); }
   // Those in decode, oldest first of each priority.
   template <typename Visit>
   void ForEachDecoding(Visit visit) {
@@ -123,6 +128,7 @@ class Scheduler {
   std::vector<Sequence*> prefills_;  // of one Plan; kept for its memory
   int tokens_left_ = 0;
   int logits_left_ = 0;
+  bool blocked_ = false;  // of the latest Plan: one that waits found no place or too few pages
   int64_t num_preemptions_ = 0;
 };
 

@@ -270,11 +270,13 @@ bool ServedModel::TakeDraw(Draw& draw, EngineStats& stats) {
 
 void ServedModel::EndCancelled(EngineStats& stats, std::vector<EndedSequence>& ended) {
   const absl::Time now = clock_->Now();
-  scheduler_.ForEach([&](Sequence& sequence) {
+  const auto check = [&](Sequence& sequence) {
     absl::Status why = WhyOver(sequence, now);
     if (!why.ok()) return Finish(sequence, std::move(why));
     if (now >= sequence.stop_time) EndAtTimeLimit(sequence, now);
-  });
+  };
+  scheduler_.ForEachRunning(check);
+  scheduler_.ForEachWaiting(check);
   CollectEnded(stats, ended);
 }
 
@@ -506,6 +508,20 @@ void ServedModel::AddGauges(EngineStats& stats) const {
   stats.kv_pages_used += pages_.num_pages() - pages_.num_free();
   stats.kv_pages_cached += pages_.num_cached();
   stats.kv_pages_total += pages_.num_pages();
+}
+
+void ServedModel::AddLoad(double computed_share, EngineLoad& load) const {
+  load.free_places += scheduler_.num_free_places();
+  scheduler_.ForEachRunning([&](const Sequence& sequence) {
+    load.prompt_tokens[static_cast<int>(sequence.priority)] +=
+        std::max(0, sequence.num_prompt_tokens - sequence.num_computed);
+  });
+  scheduler_.ForEachWaiting([&](const Sequence& sequence) {
+    const int priority = static_cast<int>(sequence.priority);
+    ++load.waiting[priority];
+    load.prompt_tokens[priority] +=
+        static_cast<int64_t>(computed_share * sequence.num_prompt_tokens);
+  });
 }
 
 }  // namespace quern

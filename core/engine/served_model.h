@@ -25,6 +25,8 @@
 namespace quern {
 
 BackendLimits LimitsOf(const EngineOptions& options);
+// How the draft model of a model that is loaded with `options` is loaded.
+LoadOptions DraftOptions(const LoadOptions& options);
 
 // A loaded model with its sequences. What is const may be read from any thread; the rest is the
 // engine thread's.
@@ -65,6 +67,9 @@ class ServedModel {
   void EndAll(const absl::Status& status, EngineStats& stats, std::vector<EndedSequence>& ended);
   // Adds what there is now: running and waiting requests, pages.
   void AddGauges(EngineStats& stats) const;
+  // Adds what waits and what room there is. `computed_share`: of a prompt that waits, what the
+  // prefix cache will not have.
+  void AddLoad(double computed_share, EngineLoad& load) const;
 
  private:
   ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer, std::string chat_template,

@@ -431,7 +431,7 @@ def inference():
             stat("Turned away", "Share of calls that the server had no room for: queue full, "
                  "deadline passed in the queue, not ready or shutting down.",
                  share(rate("quern_requests_rejected_total",
-                            INFERENCE + ',reason=~"queue_full|queue_tokens|deadline|draining|not_ready"'),
+                            INFERENCE + ',reason=~"queue_full|queue_tokens|queue_wait|deadline|draining|not_ready"'),
                        rate("grpc_server_handled_total", f"{INFERENCE},{GENERATE}")),
                  "percentunit", steps((0.01, YELLOW), (0.05, RED)), decimals=1),
             stat("First token, p95", "19 of 20 requests see their first token within this time.",
@@ -483,20 +483,25 @@ def inference():
                    "are free, but prompts that begin alike find them. When none is free or cached, "
                    "requests wait or lose theirs.",
                    [(f"sum by (state) (quern_kv_pages{{{INFERENCE}}})", "{{state}}")], stack=True,
-                   width=6, empty="?"),
+                   width=5, empty="?"),
             series("Time of a step", "One forward pass of the batch: a token for each running "
                    "request, or a piece of a prompt.",
                    [(quantile(q, "quern_step_seconds", INFERENCE), f"p{q * 100:g}")
-                    for q in (0.5, 0.95, 0.99)], "s", width=6),
+                    for q in (0.5, 0.95, 0.99)], "s", width=5),
             series("Size of a step", "Mean tokens and sequences of one step: more of them use the "
                    "machine better.",
                    [(mean("quern_step_tokens", INFERENCE), "tokens"),
-                    (mean("quern_batch_sequences", INFERENCE), "sequences")], width=6),
+                    (mean("quern_batch_sequences", INFERENCE), "sequences")], width=5),
+            series("Speculation", "Tokens guessed ahead and computed, and those that were right, each "
+                   "second. Guesses that are seldom right cost time.",
+                   [(rate("quern_speculation_guessed_tokens_total", INFERENCE), "guessed"),
+                    (rate("quern_speculation_accepted_tokens_total", INFERENCE), "right")],
+                   width=5, empty="?"),
             series("Since the last step", "How long the engine has not finished a step while "
                    "requests run. More than a minute is a stall.",
                    [("clamp_min(time() - quern_engine_last_step_timestamp_seconds"
                      f"{{{INFERENCE}}}, 0) and quern_requests_running{{{INFERENCE}}} > 0",
-                     "{{instance}}")], "s", width=6,
+                     "{{instance}}")], "s", width=4,
                    empty="Idle")]),
         ("Trouble", [
             series("Requests turned away", "Refused before they generated anything, by reason: those "

@@ -11,6 +11,7 @@ void AddBenchMachine(CLI::App& bench, Command& command);
 void AddBenchKernels(CLI::App& bench, Command& command);
 void AddBenchModel(CLI::App& bench, Command& command);
 void AddBenchServe(CLI::App& bench, Command& command);
+void AddBenchSpeculation(CLI::App& bench, Command& command);
 
 }  // namespace quern::cli
 

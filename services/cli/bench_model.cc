@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "core/bench/machine_limits.h"
 #include "core/bench/synthetic_model.h"
@@ -18,6 +17,7 @@
 #include "services/cli/bench_table.h"
 #include "services/cli/format.h"
 #include "services/cli/local_model.h"
+#include "services/cli/local_requests.h"
 
 namespace quern::cli {
 namespace {
@@ -37,63 +37,23 @@ struct ModelOptions {
   std::string compare;
 };
 
-// Waits for the end of one request; what it says is not looked at.
-class WaitingSink final : public TokenSink {
- public:
-  void OnTokens(absl::Span<const int32_t>, absl::string_view) override {}
-  void OnEnd(absl::StatusOr<GenerationResult> result) override {
-    MutexLock lock(&mutex_);
-    result_ = std::move(result);
-    ended_ = true;
-    changed_.Signal();
-  }
-  bool cancelled() const override { return false; }
-
-  absl::StatusOr<GenerationResult> Wait() {
-    MutexLock lock(&mutex_);
-    while (!ended_) changed_.Wait(&mutex_);
-    return result_;
-  }
-
- private:
-  Mutex mutex_;
-  CondVar changed_;
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::StatusOr<GenerationResult> result_ ABSL_GUARDED_BY(mutex_) = absl::UnknownError("running");
-};
-
-// Tokens per second of all sequences together.
-struct Speed {
-  double prefill = 0;
-  double decode = 0;
-};
-
-// `batch` requests at once. Prefill ends with the last first token; decode is what follows it.
-absl::StatusOr<Speed> MeasureOnce(Engine& engine, const LocalModel& model, int prompt_tokens,
-                                  int output_tokens, int batch) {
-  std::vector<std::shared_ptr<WaitingSink>> sinks;
+// `batch` requests at once.
+absl::StatusOr<LocalSpeed> MeasureOnce(Engine& engine, const LocalModel& model, int prompt_tokens,
+                                       int output_tokens, int batch) {
+  std::vector<GenerationRequest> requests(batch);
   for (int b = 0; b < batch; ++b) {
-    GenerationRequest request;
     // Any ids do: the work does not depend on them. Spread, so that embedding rows are not all
     // warm, and different for each sequence.
     for (int i = 0; i < prompt_tokens; ++i) {
-      request.prompt.push_back(static_cast<int32_t>((int64_t{i} * 7919 + int64_t{b} * 104729) %
-                                                    model.info.config.vocab_size));
+      requests[b].prompt.push_back(static_cast<int32_t>((int64_t{i} * 7919 + int64_t{b} * 104729) %
+                                                        model.info.config.vocab_size));
     }
-    request.max_output_tokens = output_tokens;
-    request.ignore_end_of_text = true;
-    sinks.push_back(std::make_shared<WaitingSink>());
-    RETURN_IF_ERROR(engine.Submit(model.handle, std::move(request), sinks.back()));
+    requests[b].max_output_tokens = output_tokens;
+    requests[b].ignore_end_of_text = true;
   }
-  absl::Duration first, last;
-  for (const auto& sink : sinks) {
-    ASSIGN_OR_RETURN(const GenerationResult result, sink->Wait());
-    first = std::max(first, result.time_to_first_token);
-    last = std::max(last, result.total_duration);
-  }
-  // Before the last first token, others have begun to decode; those few are not counted.
-  return Speed{batch * prompt_tokens / absl::ToDoubleSeconds(first),
-               batch * (output_tokens - 1) / absl::ToDoubleSeconds(last - first)};
+  ASSIGN_OR_RETURN(const std::vector<LocalAnswer> answers,
+                   GenerateTogether(engine, model.handle, std::move(requests)));
+  return SpeedOf(answers);
 }
 
 absl::StatusOr<LocalModel> Load(Engine& engine, const ModelOptions& options) {
@@ -134,7 +94,7 @@ absl::Status RunBench(const ModelOptions& options, const Context& context) {
       std::vector<double> decode;
       // One run more, not counted, brings weights and code into the caches.
       for (int i = 0; i <= options.repeat; ++i) {
-        ASSIGN_OR_RETURN(const Speed speed,
+        ASSIGN_OR_RETURN(const LocalSpeed speed,
                          MeasureOnce(*engine, model, prompt_tokens, options.output_tokens, batch));
         if (i == 0) continue;
         prefill.push_back(speed.prefill);
@@ -227,6 +187,7 @@ void AddBench(CLI::App& app, Command& command) {
   AddBenchKernels(*bench, command);
   AddBenchModel(*bench, command);
   AddBenchServe(*bench, command);
+  AddBenchSpeculation(*bench, command);
 }
 
 }  // namespace quern::cli

@@ -57,6 +57,11 @@ absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path
   return model;
 }
 
+absl::StatusOr<std::unique_ptr<ModelSource>> OpenLocalSource(absl::string_view path) {
+  ASSIGN_OR_RETURN(OpenedModel opened, Open(path));
+  return std::move(opened.source);
+}
+
 void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
                   Precision& precision) {
   static const std::map<std::string, Precision> kNames = {{"mixed", Precision::kMixed},

@@ -29,6 +29,9 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
 absl::StatusOr<LocalModel> LoadLocalModel(Engine& engine, absl::string_view path,
                                           const LoadOptions& options = {});
 
+// What LoadLocalModel loads, for a model that another one takes as its draft.
+absl::StatusOr<std::unique_ptr<ModelSource>> OpenLocalSource(absl::string_view path);
+
 // An option with the values mixed, int8, int16 and float.
 void AddPrecision(CLI::App& app, const std::string& name, const std::string& of_what,
                   Precision& precision);

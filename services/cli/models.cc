@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/base/status_macros.h"
+#include "core/engine/model_source.h"
 #include "services/cli/commands.h"
 #include "services/cli/format.h"
 #include "services/cli/job_view.h"
@@ -29,6 +30,8 @@ struct ModelsOptions {
   std::string artifact;
   std::string checkpoint;
   std::string kv_cache;
+  int max_guesses = 0;
+  std::string draft;
   bool no_wait = false;
   bool force = false;
   std::string alias;
@@ -58,6 +61,17 @@ std::string DescribeKvCache(const inference_pb::Model& model) {
       absl::AsciiStrToLower(inference_pb::Model::KvCacheType_Name(model.kv_cache_type())),
       model.has_kv_cache_kl() ? absl::StrFormat(" (KL to half floats %.2g)", model.kv_cache_kl())
                               : "");
+}
+
+// ", speculating 4 tokens ahead by prompt lookup"; nothing for a model that does not.
+std::string DescribeSpeculation(const inference_pb::Model& model) {
+  if (!model.has_speculation()) return "";
+  const std::string& draft = model.speculation().draft_artifact();
+  return absl::StrCat(
+      ", speculating ", model.speculation().max_guesses(), " tokens ahead by ",
+      draft.empty()
+          ? "prompt lookup"
+          : absl::StrCat("artifact ", absl::StripPrefix(draft, "artifacts/").substr(0, 12)));
 }
 
 absl::Status ListModels(Context& context) {
@@ -120,6 +134,15 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
                      ResolveArtifact(*jobs, options.artifact));
   }
   request.mutable_model()->set_kv_cache_type(ParseKvCache(options.kv_cache));
+  if (options.max_guesses > 0) {
+    auto& speculation = *request.mutable_model()->mutable_speculation();
+    speculation.set_max_guesses(options.max_guesses);
+    if (!options.draft.empty()) {
+      ASSIGN_OR_RETURN(auto jobs, context.Jobs());
+      ASSIGN_OR_RETURN(*speculation.mutable_draft_artifact(),
+                       ResolveArtifact(*jobs, options.draft));
+    }
+  }
   ASSIGN_OR_RETURN(auto channel, context.Inference());
   auto stub = inference_pb::ModelService::NewStub(channel);
   inference_pb::Model model;
@@ -134,7 +157,8 @@ absl::Status Load(const ModelsOptions& options, Context& context, Interrupt& int
     }
     if (!context.json()) {
       std::cout << model.name() << "  " << DescribeSource(model) << ", "
-                << FormatBytes(model.memory_bytes()) << DescribeKvCache(model) << ", loaded in "
+                << FormatBytes(model.memory_bytes()) << DescribeKvCache(model)
+                << DescribeSpeculation(model) << ", loaded in "
                 << absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1)))
                 << std::endl;
       return absl::OkStatus();
@@ -242,6 +266,14 @@ void AddModels(CLI::App& app, Command& command) {
   load->add_option("--kv-cache", options->kv_cache,
                    "what keys and values are kept as (the service's --kv-cache-type)")
       ->check(CLI::IsMember({"float16", "int8", "int4"}));
+  CLI::Option* speculate =
+      load->add_option("--speculate", options->max_guesses,
+                       "guess so many tokens ahead, by prompt lookup or --draft; same answers, "
+                       "sooner where few requests run")
+          ->check(CLI::Range(1, kMaxGuesses));
+  load->add_option("--draft", options->draft,
+                   "artifact of the same tokenizer that guesses: fewer bits, or a smaller model")
+      ->needs(speculate);
   load->add_flag("--no-wait", options->no_wait, "return while it is loading");
   load->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {

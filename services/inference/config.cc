@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxKvCacheMib = 1 << 20;  // 1 TiB
+constexpr int kMaxSequences = 4096;
+constexpr int kMaxStepTokens = 65536;
 constexpr int kMaxQueuedRequests = 1'000'000;
 constexpr int64_t kMaxQueuedTokens = int64_t{1} << 40;
 constexpr absl::Duration kMaxRequestTimeout = absl::Hours(24 * 7);
@@ -40,6 +42,15 @@ absl::Status InferenceConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-cache-mib must be in [1, ", kMaxKvCacheMib, "], got ", kv_cache_mib));
   }
+  if (max_sequences < 1 || max_sequences > kMaxSequences) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max-sequences must be in [1, ", kMaxSequences, "], got ", max_sequences));
+  }
+  if (max_step_tokens < max_sequences || max_step_tokens > kMaxStepTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-step-tokens must be in [", max_sequences,
+                                                   " (--max-sequences: each takes one), ",
+                                                   kMaxStepTokens, "], got ", max_step_tokens));
+  }
   if (max_queued_requests < 0 || max_queued_requests > kMaxQueuedRequests) {
     return absl::InvalidArgumentError(absl::StrCat("--max-queued-requests must be in [0, ",
                                                    kMaxQueuedRequests, "], got ",
@@ -48,6 +59,10 @@ absl::Status InferenceConfig::Validate() const {
   if (max_queued_tokens < 1 || max_queued_tokens > kMaxQueuedTokens) {
     return absl::InvalidArgumentError(absl::StrCat("--max-queued-tokens must be in [1, ",
                                                    kMaxQueuedTokens, "], got ", max_queued_tokens));
+  }
+  if (max_queue_wait < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-queue-wait must be 0 or more, got ",
+                                                   absl::FormatDuration(max_queue_wait)));
   }
   if (request_timeout < absl::Seconds(1) || request_timeout > kMaxRequestTimeout) {
     return absl::InvalidArgumentError(

@@ -26,9 +26,13 @@ struct InferenceConfig {
   std::string model_root;  // where checkpoints may be; empty: none can be served
   int threads = 0;         // of a step; 0: one for each CPU this process may use
   int kv_cache_mib = 512;  // KV pages of each model
+  // Of a step; see EngineOptions.
+  int max_sequences = 64;
+  int max_step_tokens = 256;
   // In the engine, beyond those that run: requests, and tokens of all of them; see EngineOptions.
   int max_queued_requests = 256;
   int64_t max_queued_tokens = int64_t{1} << 20;
+  absl::Duration max_queue_wait = absl::Seconds(30);
   // From a request's arrival to its end, whichever front it came by.
   absl::Duration request_timeout = absl::Hours(1);
   // Of models that are loaded without one: float16, int8 or int4.

@@ -60,8 +60,11 @@ absl::Status InferenceServer::Open(Clock& clock) {
   engine_options.num_threads = config_.threads > 0 ? config_.threads : AvailableCpus();
   engine_options.prefix_cache = config_.prefix_cache;
   engine_options.kv_cache_bytes = int64_t{config_.kv_cache_mib} << 20;
+  engine_options.max_sequences = config_.max_sequences;
+  engine_options.max_step_tokens = config_.max_step_tokens;
   engine_options.max_queued_requests = config_.max_queued_requests;
   engine_options.max_queued_tokens = config_.max_queued_tokens;
+  engine_options.max_queue_wait = config_.max_queue_wait;
   ASSIGN_OR_RETURN(engine_, Engine::Create(engine_options, &metrics_));
 
   loader_ = std::make_unique<ModelLoader>(config_.model_root, *engine_, *cache_);

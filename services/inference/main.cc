@@ -33,12 +33,20 @@ ABSL_FLAG(int, threads, quern::InferenceConfig().threads,
           "threads of a step, 0 to 1024; 0 means one for each CPU that this process may use");
 ABSL_FLAG(int, kv_cache_mib, quern::InferenceConfig().kv_cache_mib,
           "MiB of memory for the KV pages of each model, 1 to 1048576");
+ABSL_FLAG(int, max_sequences, quern::InferenceConfig().max_sequences,
+          "requests of one model that run at a time, 1 to 4096");
+ABSL_FLAG(int, max_step_tokens, quern::InferenceConfig().max_step_tokens,
+          "tokens that one step computes, --max-sequences to 65536: more are quicker to read "
+          "prompts, fewer shorten the time between tokens of the answers meanwhile");
 ABSL_FLAG(int, max_queued_requests, quern::InferenceConfig().max_queued_requests,
-          "requests that may wait beyond the 64 that can run, 0 to 1000000; more are refused");
+          "requests that may wait beyond those that can run, 0 to 1000000; more are refused");
 ABSL_FLAG(int64_t, max_queued_tokens, quern::InferenceConfig().max_queued_tokens,
           "tokens of all unfinished requests, prompts and answers asked for, 1 to 1099511627776; "
-          "more are "
-          "refused");
+          "more are refused");
+ABSL_FLAG(
+    absl::Duration, max_queue_wait, quern::InferenceConfig().max_queue_wait,
+    "a request that would have to wait for longer than this (500ms, 1m, inf), by an estimate, "
+    "is refused, unless its priority is low; what clients accept as time to the first token");
 ABSL_FLAG(absl::Duration, request_timeout, quern::InferenceConfig().request_timeout,
           "time that a request may take from its arrival to its end, 1s to 168h");
 ABSL_FLAG(std::string, kv_cache_type, quern::InferenceConfig().kv_cache_type,
@@ -76,8 +84,11 @@ InferenceConfig ReadConfig(int argc, char** argv) {
   config.model_root = absl::GetFlag(FLAGS_model_root);
   config.threads = absl::GetFlag(FLAGS_threads);
   config.kv_cache_mib = absl::GetFlag(FLAGS_kv_cache_mib);
+  config.max_sequences = absl::GetFlag(FLAGS_max_sequences);
+  config.max_step_tokens = absl::GetFlag(FLAGS_max_step_tokens);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   config.max_queued_tokens = absl::GetFlag(FLAGS_max_queued_tokens);
+  config.max_queue_wait = absl::GetFlag(FLAGS_max_queue_wait);
   config.request_timeout = absl::GetFlag(FLAGS_request_timeout);
   config.kv_cache_type = absl::GetFlag(FLAGS_kv_cache_type);
   config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);

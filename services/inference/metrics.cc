@@ -10,8 +10,8 @@ constexpr std::array<absl::string_view, kNumOutcomes> kOutcomeNames = {
     "time_limit",         "cancelled",           "deadline_exceeded", "invalid_argument",
     "resource_exhausted", "failed_precondition", "unavailable",       "internal"};
 constexpr std::array<const char*, kNumRejections> kRejectionNames = {
-    "queue_full", "queue_tokens", "share",    "deadline", "too_long",
-    "draining",   "invalid",      "no_model", "not_ready"};
+    "queue_full", "queue_tokens", "share",   "queue_wait", "deadline",
+    "too_long",   "draining",     "invalid", "no_model",   "not_ready"};
 constexpr std::array<const char*, kNumLoadCauses> kLoadCauseNames = {"created", "restart",
                                                                      "request"};
 constexpr std::array<const char*, kNumEvictionReasons> kEvictionReasonNames = {"idle", "memory"};
@@ -52,6 +52,10 @@ prometheus::Family<prometheus::Gauge>& Gauges(prometheus::Registry& registry, co
 prometheus::Family<prometheus::Histogram>& Histograms(prometheus::Registry& registry,
                                                       const char* name, const char* help) {
   return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+}
+
+void RaiseTo(int64_t total, prometheus::Counter& counter) {
+  counter.Increment(static_cast<double>(total) - counter.Value());
 }
 
 }  // namespace
@@ -319,7 +323,13 @@ EngineGauges::EngineGauges(prometheus::Registry& registry)
                              .Add({})),
       prefix_cache_tokens_total_(Counters(registry, "quern_prefix_cache_tokens_total",
                                           "Prompt tokens found in the prefix cache.")
-                                     .Add({})) {}
+                                     .Add({})),
+      guessed_tokens_total_(Counters(registry, "quern_speculation_guessed_tokens_total",
+                                     "Tokens that were guessed in speculation and computed.")
+                                .Add({})),
+      accepted_guesses_total_(Counters(registry, "quern_speculation_accepted_tokens_total",
+                                       "Guessed tokens that were right and went into answers.")
+                                  .Add({})) {}
 
 void EngineGauges::Update(const EngineStats& stats) {
   const double used = static_cast<double>(stats.kv_pages_used);
@@ -332,9 +342,10 @@ void EngineGauges::Update(const EngineStats& stats) {
   pages_cached_.Set(cached);
   pages_free_.Set(total - used - cached);
   usage_ratio_.Set(total > 0 ? used / total : 0);
-  preemptions_total_.Increment(static_cast<double>(stats.preemptions) - preemptions_total_.Value());
-  prefix_cache_tokens_total_.Increment(static_cast<double>(stats.cached_prompt_tokens) -
-                                       prefix_cache_tokens_total_.Value());
+  RaiseTo(stats.preemptions, preemptions_total_);
+  RaiseTo(stats.cached_prompt_tokens, prefix_cache_tokens_total_);
+  RaiseTo(stats.guessed_tokens, guessed_tokens_total_);
+  RaiseTo(stats.accepted_guesses, accepted_guesses_total_);
   if (stats.last_step_time != absl::InfinitePast()) {
     last_step_.Set(absl::ToDoubleSeconds(stats.last_step_time - absl::UnixEpoch()));
   }

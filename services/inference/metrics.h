@@ -53,6 +53,7 @@ enum class Rejection {
   kQueueFull,    // by requests
   kQueueTokens,  // by tokens
   kShare,        // of the principal
+  kQueueWait,    // it would be too long
   kDeadline,
   kTooLong,
   kDraining,
@@ -60,7 +61,7 @@ enum class Rejection {
   kNoModel,
   kNotReady,
 };
-inline constexpr int kNumRejections = 9;
+inline constexpr int kNumRejections = 10;
 
 // Why computed tokens reached nobody.
 enum class Discard { kCancelled, kDeadline, kDraining, kError, kPreempted };
@@ -208,6 +209,8 @@ class EngineGauges {
   prometheus::Gauge& last_step_;
   prometheus::Counter& preemptions_total_;
   prometheus::Counter& prefix_cache_tokens_total_;
+  prometheus::Counter& guessed_tokens_total_;
+  prometheus::Counter& accepted_guesses_total_;
 };
 
 }  // namespace quern

@@ -14,6 +14,7 @@ namespace quern {
 namespace {
 
 using inference::v1::CreateModelRequest;
+using inference::v1::Model;
 
 constexpr size_t kMaxListBytes = 1 << 20;
 constexpr int64_t kMaxUnixSeconds = int64_t{1} << 40;
@@ -44,6 +45,14 @@ absl::Status ParseModels(const Json& array, absl::string_view where, ModelList& 
                      object.StringOr("kv_cache_type", KvCacheTypeName(KvCacheType::kFloat16)));
     ASSIGN_OR_RETURN(const KvCacheType kv_cache_type, ParseKvCacheType(type));
     request.mutable_model()->set_kv_cache_type(ToProto(kv_cache_type));
+    if (object.Has("speculation")) {
+      ASSIGN_OR_RETURN(const JsonObject speculation, object.Object("speculation"));
+      Model::Speculation& wanted = *request.mutable_model()->mutable_speculation();
+      ASSIGN_OR_RETURN(const int64_t max_guesses, speculation.Int("max_guesses", 1, kMaxGuesses));
+      wanted.set_max_guesses(static_cast<int>(max_guesses));
+      ASSIGN_OR_RETURN(*wanted.mutable_draft_artifact(),
+                       speculation.StringOr("draft_artifact", ""));
+    }
     RETURN_IF_ERROR(CheckCreateModel(request));
     if (!list.models.emplace(request.model_id(), request.model()).second) {
       return Twice(where, "models", request.model_id());
@@ -103,10 +112,15 @@ absl::Status WriteModelList(const std::string& path, const ModelList& list) {
   Json models = Json::array();
   for (const auto& [id, model] : list.models) {
     const bool artifact = model.has_artifact();
-    models.push_back(
-        {{"id", id},
-         {artifact ? "artifact" : "checkpoint", artifact ? model.artifact() : model.checkpoint()},
-         {"kv_cache_type", std::string(KvCacheTypeName(KvCacheTypeOf(model)))}});
+    Json entry = {
+        {"id", id},
+        {artifact ? "artifact" : "checkpoint", artifact ? model.artifact() : model.checkpoint()},
+        {"kv_cache_type", std::string(KvCacheTypeName(KvCacheTypeOf(model)))}};
+    if (model.has_speculation()) {
+      entry["speculation"] = {{"max_guesses", model.speculation().max_guesses()},
+                              {"draft_artifact", model.speculation().draft_artifact()}};
+    }
+    models.push_back(std::move(entry));
   }
   Json aliases = Json::array();
   for (const auto& [id, target] : list.aliases) {

@@ -15,6 +15,11 @@ KvCacheType KvCacheTypeOf(const Model& model) {
   }
 }
 
+LoadOptions LoadOptionsOf(const Model& model) {
+  return {.kv_cache_type = KvCacheTypeOf(model),
+          .speculation = {.max_guesses = model.speculation().max_guesses()}};
+}
+
 Model::KvCacheType ToProto(KvCacheType type) {
   switch (type) {
     case KvCacheType::kFloat16:

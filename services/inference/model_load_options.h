@@ -11,6 +11,8 @@ namespace quern {
 
 // Of a model whose type is known.
 KvCacheType KvCacheTypeOf(const inference::v1::Model& model);
+// Of a checked model; its draft model is to be read and set.
+LoadOptions LoadOptionsOf(const inference::v1::Model& model);
 inference::v1::Model::KvCacheType ToProto(KvCacheType type);
 
 }  // namespace quern

@@ -33,16 +33,28 @@ absl::Status ModelLoader::CheckSource(const inference::v1::Model& model) const {
   return ResolveBeneath(model_root_, model.checkpoint()).status();
 }
 
+std::unique_ptr<ModelSource> ModelLoader::ShapeOfCached(absl::string_view artifact) const {
+  const auto digest = Digest::Parse(absl::StripPrefix(artifact, "artifacts/"));
+  const std::optional<std::string> directory =
+      digest.ok() ? cache_.Find(*digest) : std::optional<std::string>();
+  if (!directory.has_value()) return nullptr;
+  const absl::StatusOr<Manifest> manifest = ReadManifest(*directory);
+  if (!manifest.ok()) return nullptr;
+  return MakeModelSource(std::make_shared<const PackedModel>(ShapeOf(*manifest)));
+}
+
 std::optional<ModelMemory> ModelLoader::PlanMemory(const inference::v1::Model& model) const {
+  LoadOptions options = LoadOptionsOf(model);
+  std::unique_ptr<ModelSource> draft;
+  if (const std::string& name = model.speculation().draft_artifact(); !name.empty()) {
+    draft = ShapeOfCached(name);
+    if (draft == nullptr) return std::nullopt;
+    options.speculation.draft = draft.get();
+  }
   std::unique_ptr<ModelSource> source;
   if (model.has_artifact()) {
-    const auto digest = Digest::Parse(absl::StripPrefix(model.artifact(), "artifacts/"));
-    const std::optional<std::string> directory =
-        digest.ok() ? cache_.Find(*digest) : std::optional<std::string>();
-    if (!directory.has_value()) return std::nullopt;
-    const absl::StatusOr<Manifest> manifest = ReadManifest(*directory);
-    if (!manifest.ok()) return std::nullopt;
-    source = MakeModelSource(std::make_shared<const PackedModel>(ShapeOf(*manifest)));
+    source = ShapeOfCached(model.artifact());
+    if (source == nullptr) return std::nullopt;
   } else {
     const absl::StatusOr<std::string> path = ResolveBeneath(model_root_, model.checkpoint());
     if (!path.ok()) return std::nullopt;
@@ -50,8 +62,7 @@ std::optional<ModelMemory> ModelLoader::PlanMemory(const inference::v1::Model& m
     if (!checkpoint.ok()) return std::nullopt;
     source = MakeModelSource(std::shared_ptr<const Checkpoint>(*std::move(checkpoint)));
   }
-  const absl::StatusOr<ModelMemory> need =
-      engine_.PlanMemory(*source, {.kv_cache_type = KvCacheTypeOf(model)});
+  const absl::StatusOr<ModelMemory> need = engine_.PlanMemory(*source, options);
   return need.ok() ? *need : std::optional<ModelMemory>();
 }
 
@@ -59,7 +70,12 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::Load(const inference::v1::Model
                                                       const Admission& admit,
                                                       const std::stop_token& stop) {
   if (stop.stop_requested()) return absl::CancelledError("the load was cancelled");
-  const LoadOptions options{.kv_cache_type = KvCacheTypeOf(model)};
+  LoadOptions options = LoadOptionsOf(model);
+  std::unique_ptr<ModelSource> draft;
+  if (const std::string& name = model.speculation().draft_artifact(); !name.empty()) {
+    ASSIGN_OR_RETURN(draft, LoadDraft(name, stop));
+    options.speculation.draft = draft.get();
+  }
   if (model.has_artifact()) return LoadArtifactModel(model.artifact(), options, admit, stop);
   return LoadCheckpointModel(model.checkpoint(), options, admit);
 }
@@ -99,6 +115,17 @@ absl::StatusOr<LoadedArtifact> ModelLoader::ReadArtifact(const Digest& digest,
         return LoadScaleDelta(directory, *base, digest.hex());
       },
       stop);
+}
+
+absl::StatusOr<std::unique_ptr<ModelSource>> ModelLoader::LoadDraft(absl::string_view name,
+                                                                    const std::stop_token& stop) {
+  ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(absl::StripPrefix(name, "artifacts/")));
+  absl::StatusOr<LoadedArtifact> artifact = ReadArtifact(digest, stop);
+  if (!artifact.ok()) {
+    return absl::Status(artifact.status().code(),
+                        absl::StrCat("the draft model: ", artifact.status().message()));
+  }
+  return MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact->model)));
 }
 
 absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadArtifactModel(absl::string_view name,

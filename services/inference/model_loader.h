@@ -7,6 +7,7 @@
 #include <quern/inference/v1/inference_service.pb.h>
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -14,6 +15,7 @@
 #include "core/artifact/artifact.h"
 #include "core/base/sha256.h"
 #include "core/engine/engine.h"
+#include "core/engine/model_source.h"
 #include "services/inference/active_model.h"
 #include "services/inference/artifact_cache.h"
 #include "services/inference/metrics.h"
@@ -53,8 +55,13 @@ class ModelLoader {
 
   absl::StatusOr<Loaded> LoadArtifactModel(absl::string_view name, const LoadOptions& options,
                                            const Admission& admit, const std::stop_token& stop);
+  // The model that guesses for another.
+  absl::StatusOr<std::unique_ptr<ModelSource>> LoadDraft(absl::string_view name,
+                                                         const std::stop_token& stop);
   absl::StatusOr<Loaded> LoadCheckpointModel(absl::string_view path, const LoadOptions& options,
                                              const Admission& admit);
+  // A source of which only the shapes are to be had; null when the artifact is not in the cache.
+  std::unique_ptr<ModelSource> ShapeOfCached(absl::string_view artifact) const;
   // Gives the engine the source and collects what requests need. `digest`: of what it was made of.
   absl::StatusOr<Loaded> LoadSource(const ModelSource& source, const LoadOptions& options,
                                     absl::string_view digest, const Admission& admit);

@@ -41,6 +41,7 @@ Model NewModel(const std::string& id, const Model& source, KvCacheType kv_cache_
   model.set_kv_cache_type(source.kv_cache_type() == Model::KV_CACHE_TYPE_UNSPECIFIED
                               ? ToProto(kv_cache_type)
                               : source.kv_cache_type());
+  if (source.has_speculation()) *model.mutable_speculation() = source.speculation();
   model.set_state(Model::LOADING);
   *model.mutable_create_time() =
       google::protobuf::util::TimeUtil::NanosecondsToTimestamp(absl::ToUnixNanos(now));

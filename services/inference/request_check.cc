@@ -162,17 +162,6 @@ absl::Status CheckPrompt(const GenerateTextRequest& request, const ActiveModel& 
   return absl::OkStatus();
 }
 
-Priority PriorityOf(GenerateTextRequest::Priority priority) {
-  switch (priority) {
-    case GenerateTextRequest::LOW:
-      return Priority::kLow;
-    case GenerateTextRequest::HIGH:
-      return Priority::kHigh;
-    default:
-      return Priority::kNormal;
-  }
-}
-
 SamplingParams SamplingOf(const inference::v1::SamplingParams& sampling) {
   SamplingParams params;
   params.temperature = sampling.temperature();
@@ -198,6 +187,15 @@ absl::StatusOr<std::string> ParseName(absl::string_view name, absl::string_view 
   }
   RETURN_IF_ERROR(CheckModelId(id, absl::StrCat(field, ": the part after ", collection)));
   return std::string(id);
+}
+
+absl::Status CheckArtifactName(absl::string_view name, absl::string_view field) {
+  absl::string_view digest = name;
+  if (absl::ConsumePrefix(&digest, "artifacts/") && Digest::Parse(digest).ok()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " must be artifacts/ and 64 lower-case hex digits, got ", Quoted(name)));
 }
 
 }  // namespace
@@ -228,16 +226,21 @@ absl::Status CheckCreateModel(const CreateModelRequest& request) {
         absl::StrCat("model.kv_cache_type: ", request.model().kv_cache_type(),
                      " is not known, wanted FLOAT16, INT8 or INT4"));
   }
-  switch (request.model().source_case()) {
-    case Model::kArtifact: {
-      absl::string_view digest = request.model().artifact();
-      if (!absl::ConsumePrefix(&digest, "artifacts/") || !Digest::Parse(digest).ok()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("model.artifact must be artifacts/ and 64 lower-case hex digits, got ",
-                         Quoted(request.model().artifact())));
-      }
-      return absl::OkStatus();
+  if (request.model().has_speculation()) {
+    const Model::Speculation& speculation = request.model().speculation();
+    if (speculation.max_guesses() < 1 || speculation.max_guesses() > kMaxGuesses) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.speculation.max_guesses must be in [1, ", kMaxGuesses, "], got ",
+                       speculation.max_guesses()));
     }
+    if (!speculation.draft_artifact().empty()) {
+      RETURN_IF_ERROR(
+          CheckArtifactName(speculation.draft_artifact(), "model.speculation.draft_artifact"));
+    }
+  }
+  switch (request.model().source_case()) {
+    case Model::kArtifact:
+      return CheckArtifactName(request.model().artifact(), "model.artifact");
     case Model::kCheckpoint:
       if (request.model().checkpoint().empty()) {
         return absl::InvalidArgumentError("model.checkpoint must not be empty");
@@ -247,6 +250,17 @@ absl::Status CheckCreateModel(const CreateModelRequest& request) {
       break;
   }
   return absl::InvalidArgumentError("model.source: one of artifact and checkpoint must be set");
+}
+
+Priority PriorityOf(GenerateTextRequest::Priority priority) {
+  switch (priority) {
+    case GenerateTextRequest::LOW:
+      return Priority::kLow;
+    case GenerateTextRequest::HIGH:
+      return Priority::kHigh;
+    default:
+      return Priority::kNormal;
+  }
 }
 
 absl::Status CheckGenerateText(const GenerateTextRequest& request) {

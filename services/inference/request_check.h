@@ -33,6 +33,9 @@ absl::StatusOr<std::string> ParseAliasName(absl::string_view name, absl::string_
 
 absl::Status CheckCreateModel(const inference::v1::CreateModelRequest& request);
 
+// Those that are not valid are NORMAL.
+Priority PriorityOf(inference::v1::GenerateTextRequest::Priority priority);
+
 // What can be said without the model.
 absl::Status CheckGenerateText(const inference::v1::GenerateTextRequest& request);
 

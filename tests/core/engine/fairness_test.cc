@@ -35,9 +35,11 @@ class FairnessTest : public SchedulerTest {
   // So many requests of `principal` wait or run.
   int Unended(const std::string& principal) {
     int count = 0;
-    scheduler_->ForEach([&](const Sequence& sequence) {
+    const auto look = [&](const Sequence& sequence) {
       count += sequence.request.principal == principal ? 1 : 0;
-    });
+    };
+    scheduler_->ForEachRunning(look);
+    scheduler_->ForEachWaiting(look);
     return count;
   }
   void KeepBacklog(const Request& request, int count) {
@@ -240,7 +242,9 @@ TEST_F(FairnessTest, EveryMixOfPrincipalsAndPrioritiesGetsThrough) {
             scheduler_->Remove([&](const Sequence&) { return skip-- == 0; }).size());
       }
       int held = 0;
-      scheduler_->ForEach([&](const Sequence& sequence) { held += sequence.pages.size(); });
+      const auto look = [&](const Sequence& sequence) { held += sequence.pages.size(); };
+      scheduler_->ForEachRunning(look);
+      scheduler_->ForEachWaiting(look);
       ASSERT_EQ(pool_->num_free(), num_pages - held) << "seed " << seed;
       ASSERT_EQ(scheduler_->num_running() + scheduler_->num_waiting(), unended);
     }

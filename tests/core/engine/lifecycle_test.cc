@@ -189,7 +189,7 @@ TEST(QueueTest, TokensAreBoundedAndTheDelayFollowsTheSpeed) {
   gate.WaitReached();
   EXPECT_EQ(engine->Stats().queued_tokens, 60);
   auto queued = Start(*engine, model, Greedy(Prompt(10, 1), 30));
-  EXPECT_OK(engine->CheckRoom(""));
+  EXPECT_OK(engine->CheckRoom("", Priority::kNormal));
   const auto submit = [&engine = engine, model = model](int output_tokens) {
     auto sink = std::make_shared<CollectingSink>();
     return engine->Submit(model, Greedy(Prompt(10, 2), output_tokens), sink);
@@ -209,7 +209,38 @@ TEST(QueueTest, TokensAreBoundedAndTheDelayFollowsTheSpeed) {
   EXPECT_OK(queued->Wait());
   engine->Drain(absl::InfiniteDuration());
   EXPECT_EQ(engine->Stats().queued_tokens, 0);
-  EXPECT_THAT(engine->CheckRoom(""), StatusIs(absl::StatusCode::kUnavailable, testing::_));
+  EXPECT_THAT(engine->CheckRoom("", Priority::kNormal),
+              StatusIs(absl::StatusCode::kUnavailable, testing::_));
+}
+
+TEST(QueueTest, WhoWouldWaitForTooLongIsRefused) {
+  ManualClock clock;
+  auto [engine, model] = Make(
+      {.kv_cache_bytes = 1 << 20, .max_sequences = 2, .max_queue_wait = absl::Seconds(30)}, &clock);
+  Gate gate;
+  // A token a second.
+  auto first = Start(*engine, model, Greedy(Prompt(40, 0), 20), [&](CollectingSink& s) {
+    clock.Advance(absl::Seconds(1));
+    gate.AtToken(11)(s);
+  });
+  gate.WaitReached();
+  // There is a place for the second, none for the third: it waits for about 50 tokens at about 5 a
+  // second.
+  auto second = Start(*engine, model, Greedy(Prompt(10, 1), 30));
+  auto third = Start(*engine, model, Greedy(Prompt(10, 2), 30));
+  const auto submit = [&engine = engine, model = model](Priority priority) {
+    GenerationRequest request = Greedy(Prompt(10, 3), 30);
+    request.priority = priority;
+    return engine->Submit(model, std::move(request), std::make_shared<CollectingSink>());
+  };
+  EXPECT_OK(submit(Priority::kNormal));
+  const absl::Status refused = submit(Priority::kNormal);
+  EXPECT_THAT(NoRoomOf(refused), testing::Optional(NoRoom::kWait)) << refused;
+  EXPECT_THAT(NoRoomOf(engine->CheckRoom("", Priority::kNormal)), testing::Optional(NoRoom::kWait));
+  EXPECT_OK(engine->CheckRoom("", Priority::kHigh));
+  EXPECT_OK(submit(Priority::kLow));
+  gate.Open();
+  for (const auto& sink : {first, second, third}) EXPECT_OK(sink->Wait());
 }
 
 TEST(QueueTest, HighPriorityIsTakenFirst) {

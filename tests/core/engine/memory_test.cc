@@ -69,6 +69,20 @@ TEST(PlanMemoryTest, IsWhatLoadTakes) {
   }
 }
 
+TEST(PlanMemoryTest, CountsTheDraftModel) {
+  const auto engine = NewEngine();
+  const TinySource source({});
+  const auto draft = PackedTinySource({}, 2, /*symmetric=*/true);
+  const LoadOptions options{.speculation = {.max_guesses = 2, .draft = draft.get()}};
+  ASSERT_OK_AND_ASSIGN(const ModelMemory alone, engine->PlanMemory(source));
+  ASSERT_OK_AND_ASSIGN(const ModelMemory plan, engine->PlanMemory(source, options));
+  EXPECT_GT(plan.workspace_bytes, alone.workspace_bytes);
+  ASSERT_OK_AND_ASSIGN(const ModelHandle model, engine->Load(source, options));
+  ASSERT_OK_AND_ASSIGN(const ModelInfo info, engine->Info(model));
+  EXPECT_EQ(plan.weight_bytes, info.weight_bytes);
+  EXPECT_EQ(plan.kv_bytes, info.kv_bytes);
+}
+
 TEST(PlanMemoryTest, SaysThatThePagesDoNotFit) {
   const auto engine = Engine::Create({.kv_cache_bytes = 1}).value();
   EXPECT_THAT(engine->PlanMemory(TinySource({})),

@@ -268,6 +268,16 @@ TEST_F(CommandsTest, Models) {
   EXPECT_THAT(RunConnected({"models", "load", "m", "aaaa", "--kv-cache=int8"}).output,
               HasSubstr("KV cache of int8 (KL to half floats 0.00025)"));
   EXPECT_EQ(services_.created_model.model().kv_cache_type(), inference::v1::Model::INT8);
+  EXPECT_FALSE(services_.created_model.model().has_speculation());
+  services_.model.mutable_speculation()->set_max_guesses(4);
+  EXPECT_THAT(RunConnected({"models", "load", "m", "aaaa", "--speculate=4"}).output,
+              HasSubstr("speculating 4 tokens ahead by prompt lookup"));
+  EXPECT_EQ(services_.created_model.model().speculation().max_guesses(), 4);
+  services_.model.mutable_speculation()->set_draft_artifact("artifacts/" + kDigest);
+  EXPECT_THAT(RunConnected({"models", "load", "m", "aaaa", "--speculate=4", "--draft=aaaa"}).output,
+              HasSubstr("by artifact aaaaaaaaaaaa"));
+  EXPECT_EQ(services_.created_model.model().speculation().draft_artifact(), "artifacts/" + kDigest);
+  EXPECT_EQ(RunConnected({"models", "load", "m", "aaaa", "--draft=aaaa"}).exit_code, 2);
   EXPECT_EQ(RunConnected({"models", "load", "m"}).exit_code, 1);
   EXPECT_EQ(RunJson({"models", "unload", "m"}), Json::object());
 
@@ -435,6 +445,37 @@ TEST_F(CommandsTest, BenchModelRunsHereAndComparesWithAnEarlierRun) {
   EXPECT_THAT(too_long.error, HasSubstr("--prompt-tokens"));
   EXPECT_EQ(Run({"bench", "model", "/no/such/model"}).exit_code, 1);
   EXPECT_THAT(Run({"bench", "model"}).error, HasSubstr("--shape"));
+}
+
+TEST_F(CommandsTest, BenchSpeculationSaysWhatGuessesGain) {
+  ASSERT_OK(WriteTinyCheckpoint(directory_.Path("tiny")));
+  std::string text;
+  for (int i = 0; i < 40; ++i) text += "Once upon a time there was a little girl. ";
+  OverwriteFile(directory_.Path("text.txt"), text);
+  const std::vector<std::string> run = {"bench",
+                                        "speculation",
+                                        directory_.Path("tiny"),
+                                        "--text=" + directory_.Path("text.txt"),
+                                        "--draft=" + directory_.Path("tiny"),
+                                        "--guesses=2,7",
+                                        "--sequences=1,2",
+                                        "--prompt-tokens=20",
+                                        "--output-tokens=40",
+                                        "--repeat=1"};
+  const Json bench = RunJson(run);
+  ASSERT_EQ(bench.at("rows").size(), 10U);
+  EXPECT_EQ(bench.at("rows").at(0).at("by"), "none");
+  EXPECT_EQ(bench.at("rows").at(0).at("speedup"), 1.0);
+  for (const Json& row : bench.at("rows")) EXPECT_GT(row.at("decodeTokensPerSecond"), 0.0);
+  const Json& drafted = bench.at("rows").at(2);
+  EXPECT_EQ(drafted.at("by"), "tiny");
+  EXPECT_EQ(drafted.at("guesses"), 2);
+  EXPECT_EQ(drafted.at("rightShare"), 1.0) << "the draft is the model itself";
+
+  EXPECT_THAT(Run({"bench", "speculation", directory_.Path("tiny"), "--sequences=64",
+                   "--text=" + directory_.Path("text.txt")})
+                  .error,
+              HasSubstr("give a longer text"));
 }
 
 TEST_F(CommandsTest, BenchModelTakesAShape) {

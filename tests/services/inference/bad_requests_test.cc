@@ -240,6 +240,15 @@ TEST_F(BadRequestsTest, CreateModel) {
   no_such_type.mutable_model()->set_kv_cache_type(
       static_cast<inference::v1::Model::KvCacheType>(9));
   expect(StatusCode::kInvalidArgument, "model.kv_cache_type", no_such_type);
+  for (const int guesses : {-1, 0, 8}) {
+    inference::v1::CreateModelRequest request = CheckpointRequest("a", "tiny");
+    request.mutable_model()->mutable_speculation()->set_max_guesses(guesses);
+    expect(StatusCode::kInvalidArgument, "model.speculation.max_guesses", request);
+  }
+  inference::v1::CreateModelRequest no_draft = CheckpointRequest("a", "tiny");
+  no_draft.mutable_model()->mutable_speculation()->set_max_guesses(1);
+  no_draft.mutable_model()->mutable_speculation()->set_draft_artifact("models/tiny");
+  expect(StatusCode::kInvalidArgument, "model.speculation.draft_artifact", no_draft);
   for (const std::string& artifact :
        {std::string(), std::string("artifacts/"), std::string(64, 'a'),
         "artifacts/" + std::string(63, 'a'), "artifacts/" + std::string(65, 'a'),

@@ -97,6 +97,54 @@ TEST_F(ModelsTest, TheKvCacheTypeIsChosenAtLoadAndKept) {
   EXPECT_THAT(Scrape(), HasSubstr("kv_cache_type=\"int4\",model=\"small\"} 1"));
 }
 
+TEST_F(ModelsTest, SpeculationIsChosenAtLoadAndKept) {
+  const std::string artifact = PublishArtifact();
+  EXPECT_EQ(Load(ArtifactRequest("plain", artifact)).state(), Model::ACTIVE);
+  inference::v1::CreateModelRequest request = ArtifactRequest("drafted", artifact);
+  request.mutable_model()->mutable_speculation()->set_max_guesses(3);
+  request.mutable_model()->mutable_speculation()->set_draft_artifact(artifact);
+  const Model drafted = Load(request);
+  ASSERT_EQ(drafted.state(), Model::ACTIVE) << drafted.failure_message();
+  EXPECT_EQ(drafted.speculation().max_guesses(), 3);
+  EXPECT_GT(drafted.memory_bytes(), WaitForLoad("plain").memory_bytes());
+  inference::v1::CreateModelRequest lookup = ArtifactRequest("lookup", artifact);
+  lookup.mutable_model()->mutable_speculation()->set_max_guesses(7);
+  ASSERT_EQ(Load(lookup).state(), Model::ACTIVE);
+
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse plain, Generate(Request("Once", 100, "plain")));
+  EXPECT_EQ(Metric("quern_speculation_guessed_tokens_total"), 0);
+  const auto expect_same = [&](const char* id) {
+    ASSERT_OK_AND_ASSIGN(const GenerateTextResponse response, Generate(Request("Once", 100, id)));
+    EXPECT_EQ(response.text(), plain.text());
+    EXPECT_EQ(response.system_fingerprint(), plain.system_fingerprint());
+  };
+  expect_same("drafted");
+  expect_same("lookup");
+  // The draft is the model itself, so that it is always right, but where an answer ends.
+  const double guessed = Metric("quern_speculation_guessed_tokens_total");
+  EXPECT_GT(guessed, 50);
+  EXPECT_GT(Metric("quern_speculation_accepted_tokens_total"), 0);
+  EXPECT_LE(Metric("quern_speculation_accepted_tokens_total"), guessed);
+
+  Start();
+  EXPECT_FALSE(WaitForLoad("plain").has_speculation());
+  EXPECT_EQ(WaitForLoad("lookup").speculation().max_guesses(), 7);
+  EXPECT_EQ(WaitForLoad("lookup").speculation().draft_artifact(), "");
+  EXPECT_EQ(WaitForLoad("drafted").speculation().draft_artifact(), artifact);
+  expect_same("drafted");
+  EXPECT_GT(Metric("quern_speculation_guessed_tokens_total"), 50);
+}
+
+TEST_F(ModelsTest, ADraftThatIsNotThereFailsTheLoad) {
+  inference::v1::CreateModelRequest request = ArtifactRequest("m", PublishArtifact());
+  request.mutable_model()->mutable_speculation()->set_max_guesses(3);
+  request.mutable_model()->mutable_speculation()->set_draft_artifact("artifacts/" +
+                                                                     std::string(64, '0'));
+  const Model model = Load(request);
+  EXPECT_EQ(model.state(), Model::FAILED);
+  EXPECT_THAT(model.failure_message(), HasSubstr("the draft model: "));
+}
+
 TEST_F(ModelsTest, ADamagedListStopsTheStart) {
   server_.reset();
   const std::string path = directory_.Path("cache/models.json");
@@ -107,6 +155,10 @@ TEST_F(ModelsTest, ADamagedListStopsTheStart) {
         std::string(R"({"models":[{"id":"A","checkpoint":"t"}]})"),
         std::string(R"({"models":[{"id":"a","checkpoint":"t","kv_cache_type":"int3"}]})"),
         std::string(R"({"models":[{"id":"a","artifact":"artifacts/0"}]})"),
+        std::string(R"({"models":[{"id":"a","checkpoint":"t","speculation":{}}]})"),
+        std::string(R"({"models":[{"id":"a","checkpoint":"t","speculation":{"max_guesses":8}}]})"),
+        std::string(R"({"models":[{"id":"a","checkpoint":"t",)"
+                    R"("speculation":{"max_guesses":1,"draft_artifact":"x"}}]})"),
         absl::StrCat(R"({"models":[)", valid, ",", valid, "]}"), std::string(2 << 20, ' ')}) {
     OverwriteFile(path, text);
     const auto server = InferenceServer::Start(config_, clock_);

@@ -76,6 +76,30 @@ TEST_F(OverloadTest, RefusalsSayWhenToTryAgain) {
   EXPECT_TRUE(Eventually([&] { return Metric("quern_queued_tokens") == 0; }));
 }
 
+TEST_F(OverloadTest, WhoWouldWaitForTooLongIsRefusedUnlessThePriorityIsLow) {
+  config_.max_sequences = 1;
+  config_.max_queue_wait = absl::ZeroDuration();
+  Restart(/*max_queued_tokens=*/1 << 20);
+  const auto holder = Hold();
+  EXPECT_THAT(Generate(Request("Once", 5, "long")),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("would wait for about")));
+  const Answer answer = Complete({{"model", "long"}, {"prompt", "Once"}, {"max_tokens", 5}});
+  EXPECT_EQ(answer.status, 429);
+  EXPECT_THAT(answer.head, HasSubstr("Retry-After: "));
+  EXPECT_EQ(Metric("quern_requests_rejected_total{reason=\"queue_wait\"}"), 2);
+  // It waits, and is served once there is a place.
+  grpc::ClientContext context;
+  GenerateTextRequest low = Request("Once", 5, "long");
+  low.set_priority(GenerateTextRequest::LOW);
+  const auto reader = inference_->StreamGenerateText(&context, low);
+  EXPECT_TRUE(Eventually([&] { return Metric("quern_requests_waiting") == 1; }));
+  holder->context.TryCancel();
+  GenerateTextResponse message;
+  while (reader->Read(&message)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
 TEST_F(OverloadTest, AFullQueueRefusesBeforeItReadsThePrompt) {
   // One token of room: nothing but what is there.
   Restart(/*max_queued_tokens=*/1);

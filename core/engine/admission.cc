@@ -45,6 +45,23 @@ Number SumFrom(const std::array<Number, kNumPriorities>& by_priority, Priority p
 
 }  // namespace
 
+void EngineLoad::AddEnd(double steps) {
+  if (num_next_ends == kMaxNextEnds) {
+    if (steps >= next_ends.back()) return;
+    --num_next_ends;
+  }
+  const auto end = next_ends.begin() + num_next_ends++;
+  const auto place = std::upper_bound(next_ends.begin(), end, steps);
+  std::copy_backward(place, end, end + 1);
+  *place = steps;
+}
+
+void EngineLoad::AddWaiting(Priority priority, int num_prompt_tokens) {
+  ++waiting[static_cast<int>(priority)];
+  prompt_tokens[static_cast<int>(priority)] +=
+      static_cast<int64_t>(computed_share * num_prompt_tokens);
+}
+
 std::optional<NoRoom> NoRoomOf(const absl::Status& status) {
   const auto payload = status.GetPayload(kNoRoomPayload);
   int why = 0;
@@ -53,7 +70,7 @@ std::optional<NoRoom> NoRoomOf(const absl::Status& status) {
 }
 
 double Admission::MeanTokens() const {
-  if (mean_computed_ > 0) return mean_computed_;
+  if (num_computed_ > 0) return mean_computed_;
   return all_.requests > 0 ? static_cast<double>(all_.tokens) / all_.requests : 0;
 }
 
@@ -67,7 +84,12 @@ absl::Duration Admission::ExpectedWait(absl::string_view principal, Priority pri
   if (beyond_places >= 0) {
     // And the one that it takes itself.
     const double places = std::min<double>(beyond_places, own.requests * in_turn) + 1;
-    for_place = TimeOf(places * MeanTokens(), load.tokens_per_second);
+    const auto known = std::min<double>(places, load.seconds_per_step > 0 ? load.num_next_ends : 0);
+    if (known > 0) {
+      for_place =
+          absl::Seconds(load.next_ends[static_cast<int>(known) - 1] * load.seconds_per_step);
+    }
+    for_place += TimeOf((places - known) * MeanTokens(), load.tokens_per_second);
   }
   const double prompts = std::min<double>(SumFrom(load.prompt_tokens, priority),
                                           static_cast<double>(own.tokens) * in_turn);
@@ -129,9 +151,10 @@ void Admission::Enter(const std::string& principal, int64_t tokens) {
 }
 
 void Admission::Leave(const std::string& principal, int64_t tokens, int64_t computed_tokens) {
-  const auto computed = static_cast<double>(computed_tokens);
-  mean_computed_ =
-      mean_computed_ > 0 ? mean_computed_ + kMeanWeight * (computed - mean_computed_) : computed;
+  if (computed_tokens > 0) {
+    const double weight = std::max(kMeanWeight, 1.0 / static_cast<double>(++num_computed_));
+    mean_computed_ += weight * (static_cast<double>(computed_tokens) - mean_computed_);
+  }
   const auto own = by_principal_.find(principal);
   for (Held* held : {&all_, &own->second}) {
     --held->requests;

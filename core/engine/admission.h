@@ -21,12 +21,23 @@ struct AdmissionLimits {
   absl::Duration max_queue_wait = absl::InfiniteDuration();  // of requests above Priority::kLow
 };
 
-// What the engine has to do and how fast it is, for estimates.
+// What the engine has to do for one model and how fast it is, for estimates.
 struct EngineLoad {
   // By priority: requests that wait, and tokens of prompts (of those that run too) to be computed.
   std::array<int, kNumPriorities> waiting = {};
   std::array<int64_t, kNumPriorities> prompt_tokens = {};
   int free_places = 0;  // for requests that wait
+  // Of the requests that run, the ones that should end first: how many steps from now, ascending,
+  // by how long answers were lately.
+  static constexpr int kMaxNextEnds = 16;
+  std::array<double, kMaxNextEnds> next_ends = {};
+  int num_next_ends = 0;
+  double seconds_per_step = 0;  // 0: not known yet
+
+  double computed_share = 1;  // of the prompts that wait, what the prefix cache will not have
+
+  void AddEnd(double steps);
+  void AddWaiting(Priority priority, int num_prompt_tokens);
   // Of all steps, and of those that were mostly of prompts; 0: not known yet.
   double tokens_per_second = 0;
   double prompt_tokens_per_second = 0;
@@ -42,8 +53,8 @@ struct EngineLoad {
 //   press for room there is some for who comes new. Requests without a principal are of many, and
 //   not held to it;
 // - at most max_queue_wait until a request's own prompt is computed, by an estimate: of the places
-//   that the requests before it need, at the pace at which the ones that run end, and of the tokens
-//   of their prompts. Before it are those of its priority and above, though of other principals no
+//   that the requests before it need and when the ones that run should end, and of the tokens of
+//   their prompts. Before it are those of its priority and above, though of other principals no
 //   more than of its own each, since they take turns. Priority::kLow is for work that can wait.
 //
 // Thread-compatible.
@@ -76,7 +87,9 @@ class Admission {
   double MeanTokens() const;
 
   const AdmissionLimits limits_;
-  double mean_computed_ = 0;  // of requests that left, the latest above all; 0: none
+  // Of the requests that left and got something, the latest above all.
+  double mean_computed_ = 0;
+  int64_t num_computed_ = 0;
   Held all_;
   absl::flat_hash_map<std::string, Held> by_principal_;  // who holds something
 };

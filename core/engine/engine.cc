@@ -37,21 +37,23 @@ uint64_t RandomSeed() {
   return uint64_t{random() & 0x7fffffff} << 32 | random();
 }
 
-// How fast steps are, each counting less the more time was spent on later ones.
+// How fast something gets on, what was done within `memory` counting most.
 class RecentSpeed {
  public:
-  void Note(int num_tokens, absl::Duration duration) {
-    constexpr double kMemorySeconds = 30;
+  explicit RecentSpeed(absl::Duration memory) : memory_seconds_(absl::ToDoubleSeconds(memory)) {}
+
+  void Note(int count, absl::Duration duration) {
     const double seconds = absl::ToDoubleSeconds(duration);
-    const double kept = std::exp(-seconds / kMemorySeconds);
-    tokens_ = tokens_ * kept + num_tokens;
+    const double kept = std::exp(-seconds / memory_seconds_);
+    count_ = count_ * kept + count;
     seconds_ = seconds_ * kept + seconds;
   }
   // 0: not known.
-  double tokens_per_second() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
+  double per_second() const { return seconds_ > 0 ? count_ / seconds_ : 0; }
 
  private:
-  double tokens_ = 0;
+  const double memory_seconds_;
+  double count_ = 0;
   double seconds_ = 0;
 };
 
@@ -118,8 +120,13 @@ class EngineImpl final : public Engine {
   absl::StatusOr<std::shared_ptr<const Tokenizer>> GetTokenizer(ModelHandle handle) const override;
   absl::StatusOr<std::vector<int32_t>> EncodeChat(
       ModelHandle handle, const std::vector<ChatMessage>& messages) const override;
-  absl::Status CheckRoom(absl::string_view principal, Priority priority) const override {
-    return queue_.Check(principal, priority, /*tokens=*/1);
+  absl::Status CheckRoom(absl::string_view principal) const override {
+    return queue_.Check(nullptr, principal, Priority::kLow, /*tokens=*/1);
+  }
+  absl::Status CheckRoom(absl::string_view principal, ModelHandle handle,
+                         Priority priority) const override {
+    ASSIGN_OR_RETURN(const auto model, Find(handle));
+    return queue_.Check(model.get(), principal, priority, /*tokens=*/1);
   }
   absl::StatusOr<CompiledConstraint> CompileConstraint(ModelHandle handle,
                                                        const ConstraintSpec& spec) const override;
@@ -149,6 +156,7 @@ class EngineImpl final : public Engine {
   bool HandleInbox();
   void StepModel(ServedModel& model);
   // For estimates of how long others wait.
+  void NoteOutput(const EndedSequence& ended);
   void PublishLoad();
   // Lets go of models that are to be unloaded and have nothing left to do.
   void ReleaseIdleModels();
@@ -179,9 +187,13 @@ class EngineImpl final : public Engine {
   std::vector<ServedModel*> serving_;
   std::vector<std::pair<ServedModel*, Event*>> unloads_;
   std::vector<EndedSequence> ended_;
-  RecentSpeed speed_;
-  RecentSpeed prompt_speed_;  // of the steps that are mostly of prompts
-  EngineStats counters_;      // its gauges are filled in when it is published
+  RecentSpeed speed_{absl::Seconds(30)};
+  RecentSpeed prompt_speed_{absl::Seconds(30)};  // of the steps that are mostly of prompts
+  RecentSpeed rounds_{absl::Seconds(1)};         // a step of each model that has work
+  // Of answers that ended well, the latest ones above all: their tokens, and those asked for.
+  double output_tokens_ = 0;
+  double asked_tokens_ = 0;
+  EngineStats counters_;  // its gauges are filled in when it is published
 
   std::thread thread_;
 };
@@ -336,9 +348,12 @@ void EngineImpl::Drain(absl::Duration grace) {
 void EngineImpl::Run() {
   while (HandleInbox()) {
     // One step of each in turn: no model waits for more than a step of every other.
+    const absl::Time start = clock_->Now();
+    const bool worked = HasWork();
     for (ServedModel* model : serving_) {
       if (model->has_work()) StepModel(*model);
     }
+    if (worked) rounds_.Note(1, clock_->Now() - start);
     ReleaseIdleModels();
   }
 }
@@ -360,6 +375,7 @@ bool EngineImpl::HandleInbox() {
 void EngineImpl::StepModel(ServedModel& model) {
   const absl::Time start = clock_->Now();
   model.Plan(counters_, ended_);
+  PublishLoad();
   NotifyEnded();  // those that were cancelled need not wait for the step
   const ServedModel::StepReport report = model.Step(counters_, ended_);
   const absl::Time end = clock_->Now();
@@ -368,7 +384,9 @@ void EngineImpl::StepModel(ServedModel& model) {
     ++counters_.steps;
     counters_.last_step_time = end;
     speed_.Note(report.num_tokens, end - start);
-    if (report.num_tokens >= 4 * report.num_sequences) {
+    // Guesses of decoding sequences are no prompts.
+    if (report.num_tokens - (1 + kMaxGuesses) * report.num_sequences >=
+        options_.max_step_tokens / 4) {
       prompt_speed_.Note(report.num_tokens, end - start);
     }
     // Before anybody hears that its request ended: who asks then finds the step counted.
@@ -379,15 +397,26 @@ void EngineImpl::StepModel(ServedModel& model) {
   NotifyEnded();
 }
 
+void EngineImpl::NoteOutput(const EndedSequence& ended) {
+  constexpr double kKept = 1 - 1.0 / 32;
+  if (!ended.result.ok() || ended.sequence->scoring()) return;
+  output_tokens_ = output_tokens_ * kKept + ended.sequence->num_output_tokens();
+  asked_tokens_ = asked_tokens_ * kKept +
+                  static_cast<double>(std::max<int64_t>(1, ended.sequence->asked_output_tokens()));
+}
+
 void EngineImpl::PublishLoad() {
   const auto computed = static_cast<double>(counters_.prompt_tokens);
   const double prompts = computed + static_cast<double>(counters_.cached_prompt_tokens);
-  EngineLoad load{.tokens_per_second = speed_.tokens_per_second(),
-                  .prompt_tokens_per_second = prompt_speed_.tokens_per_second()};
+  const double output_share = asked_tokens_ > 0 ? output_tokens_ / asked_tokens_ : 1;
   for (const ServedModel* model : serving_) {
-    model->AddLoad(/*computed_share=*/prompts > 0 ? computed / prompts : 1, load);
+    EngineLoad load{.tokens_per_second = speed_.per_second(),
+                    .prompt_tokens_per_second = prompt_speed_.per_second()};
+    if (prompts > 0) load.computed_share = computed / prompts;
+    if (rounds_.per_second() > 0) load.seconds_per_step = 1 / rounds_.per_second();
+    model->AddLoad(output_share, load);
+    queue_.SetLoad(model, load);
   }
-  queue_.SetLoad(load);
 }
 
 void EngineImpl::ReleaseIdleModels() {
@@ -398,6 +427,7 @@ void EngineImpl::ReleaseIdleModels() {
       continue;
     }
     std::erase(serving_, model);
+    queue_.ForgetLoad(model);
     it = unloads_.erase(it);
     PublishStats();
     done->Notify();
@@ -414,8 +444,10 @@ void EngineImpl::NotifyEnded() {
   const int count = static_cast<int>(ended_.size());
   if (count == 0) return;
   queue_.ReleasePlaces(ended_);
+  PublishLoad();  // before anybody hears of it, and asks for the place
   for (EndedSequence& ended : ended_) {
     try {
+      NoteOutput(ended);
       if (!ended.result.ok()) ended.sequence->sink->OnDiscarded(ended.sequence->work_tokens);
       ended.sequence->sink->OnEnd(std::move(ended.result));
     } catch (const std::exception& error) {

@@ -272,9 +272,11 @@ class Engine {
       ModelHandle model, const std::vector<ChatMessage>& messages) const = 0;
 
   // What Submit would say now of a small request of `principal`: OK, RESOURCE_EXHAUSTED or
-  // UNAVAILABLE. Quick; to refuse before the work of making a request. Priority::kLow is refused
-  // last, where the priority is not known.
-  virtual absl::Status CheckRoom(absl::string_view principal, Priority priority) const = 0;
+  // UNAVAILABLE. Quick; to refuse before the work of making a request. Without a model how long it
+  // would wait does not count; NOT_FOUND when there is no such model.
+  virtual absl::Status CheckRoom(absl::string_view principal) const = 0;
+  virtual absl::Status CheckRoom(absl::string_view principal, ModelHandle model,
+                                 Priority priority) const = 0;
   // Compiles what a request's answers must be, or finds it among what was compiled before, on the
   // calling thread: tens of milliseconds at most. FAILED_PRECONDITION when the model has no
   // tokenizer, INVALID_ARGUMENT naming what is not supported or which limit was met.

@@ -8,30 +8,30 @@
 
 namespace quern {
 
-absl::Status RequestQueue::CheckLocked(absl::string_view principal, Priority priority,
-                                       int64_t tokens) const {
+absl::Status RequestQueue::CheckLocked(const ServedModel* model, absl::string_view principal,
+                                       Priority priority, int64_t tokens) const {
   if (closed_) {
     return absl::UnavailableError("the engine is draining and takes no new requests");
   }
-  EngineLoad load = load_;
-  for (const auto& [model, sequence] : inbox_.sequences) {
-    const int priority_of_it = static_cast<int>(sequence->priority);
-    ++load.waiting[priority_of_it];
-    load.prompt_tokens[priority_of_it] += sequence->num_prompt_tokens;
+  const auto found = loads_.find(model);
+  if (found == loads_.end()) return admission_.Check(principal, Priority::kLow, tokens, {});
+  EngineLoad load = found->second;
+  for (const auto& [its_model, sequence] : inbox_.sequences) {
+    if (its_model == model) load.AddWaiting(sequence->priority, sequence->num_prompt_tokens);
   }
   return admission_.Check(principal, priority, tokens, load);
 }
 
-absl::Status RequestQueue::Check(absl::string_view principal, Priority priority,
-                                 int64_t tokens) const {
+absl::Status RequestQueue::Check(const ServedModel* model, absl::string_view principal,
+                                 Priority priority, int64_t tokens) const {
   MutexLock lock(&mutex_);
-  return CheckLocked(principal, priority, tokens);
+  return CheckLocked(model, principal, priority, tokens);
 }
 
 absl::Status RequestQueue::Push(ServedModel* model, std::unique_ptr<Sequence> sequence) {
   const std::string& principal = sequence->request.principal;
   MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckLocked(principal, sequence->priority, sequence->queue_tokens));
+  RETURN_IF_ERROR(CheckLocked(model, principal, sequence->priority, sequence->queue_tokens));
   admission_.Enter(principal, sequence->queue_tokens);
   ++num_unended_;
   inbox_.sequences.emplace_back(model, std::move(sequence));
@@ -62,9 +62,14 @@ Inbox RequestQueue::Take(bool wait) {
   return std::exchange(inbox_, Inbox());
 }
 
-void RequestQueue::SetLoad(const EngineLoad& load) {
+void RequestQueue::SetLoad(const ServedModel* model, const EngineLoad& load) {
   MutexLock lock(&mutex_);
-  load_ = load;
+  loads_[model] = load;
+}
+
+void RequestQueue::ForgetLoad(const ServedModel* model) {
+  MutexLock lock(&mutex_);
+  loads_.erase(model);
 }
 
 void RequestQueue::ReleasePlaces(absl::Span<const EndedSequence> ended) {

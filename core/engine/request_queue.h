@@ -7,6 +7,7 @@
 #include <absl/types/span.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -37,8 +38,9 @@ class RequestQueue {
   explicit RequestQueue(const AdmissionLimits& limits) : admission_(limits) {}
 
   // Whether a request of `tokens` may come: OK, RESOURCE_EXHAUSTED (see Admission) or UNAVAILABLE,
-  // when closed.
-  absl::Status Check(absl::string_view principal, Priority priority, int64_t tokens) const;
+  // when closed. How long it would wait counts only for a model.
+  absl::Status Check(const ServedModel* model, absl::string_view principal, Priority priority,
+                     int64_t tokens) const;
   // The same for `sequence`, and takes it.
   absl::Status Push(ServedModel* model, std::unique_ptr<Sequence> sequence);
   void PushLoaded(ServedModel* model);
@@ -59,8 +61,10 @@ class RequestQueue {
   void EndAll();
   void Stop();
 
-  // What the engine thread holds and how fast it is, without what it has not taken yet.
-  void SetLoad(const EngineLoad& load);
+  // What the engine thread holds of a model and how fast it is, without what it has not taken yet.
+  void SetLoad(const ServedModel* model, const EngineLoad& load);
+  // The model has gone.
+  void ForgetLoad(const ServedModel* model);
 
   // Tokens of the requests that hold a place.
   int64_t num_tokens() const;
@@ -70,15 +74,15 @@ class RequestQueue {
   int num_unended() const;
 
  private:
-  absl::Status CheckLocked(absl::string_view principal, Priority priority, int64_t tokens) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckLocked(const ServedModel* model, absl::string_view principal, Priority priority,
+                           int64_t tokens) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool HasInboxLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable Mutex mutex_;
   CondVar inbox_filled_;
   CondVar became_idle_;
   Inbox inbox_ ABSL_GUARDED_BY(mutex_);
-  EngineLoad load_ ABSL_GUARDED_BY(mutex_);
+  std::map<const ServedModel*, EngineLoad> loads_ ABSL_GUARDED_BY(mutex_);
   Admission admission_ ABSL_GUARDED_BY(mutex_);
   int num_unended_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;

@@ -112,15 +112,15 @@ void Scheduler::SchedulePrefills(absl::Time now) {
   std::sort(prefills_.begin(), prefills_.end(),
             [](const Sequence* a, const Sequence* b) { return IsBefore(*a, *b); });
   auto prefill = prefills_.begin();
-  blocked_ = false;
+  bool blocked = false;
   while (tokens_left_ > 0) {
     // Anew each time: what was scheduled was charged.
-    Sequence* waiting = blocked_ || logits_left_ == 0 ? nullptr : NextWaiting();
+    Sequence* waiting = blocked || logits_left_ == 0 ? nullptr : NextWaiting();
     if (prefill != prefills_.end() && (waiting == nullptr || IsBefore(**prefill, *waiting))) {
       Schedule(**prefill++);
     } else if (waiting != nullptr) {
       // Nobody overtakes one that finds no pages: it would wait for ever.
-      blocked_ = !Admit(*waiting, now);
+      blocked = !Admit(*waiting, now);
     } else {
       break;
     }
@@ -143,8 +143,10 @@ bool Scheduler::Admit(Sequence& sequence, absl::Time now) {
       !sequence.pages.GrowTo(PagesFor(sequence.num_tokens()))) {
     sequence.pages.Release();
     sequence.num_computed = 0;
+    short_of_pages_ = true;
     return false;
   }
+  short_of_pages_ = false;
   std::unique_ptr<Sequence> taken = QueueOf(sequence).TakeNext();
   if (sequence.admit_time == absl::InfiniteFuture()) {
     sequence.admit_time = now;

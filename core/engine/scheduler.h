@@ -83,7 +83,9 @@ class Scheduler {
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const;
   // How many of those that wait, or come, the next step may admit.
-  int num_free_places() const { return blocked_ ? 0 : limits_.max_sequences - num_running(); }
+  int num_free_places() const {
+    return short_of_pages_ && num_waiting() > 0 ? 0 : limits_.max_sequences - num_running();
+  }
   // Those in decode, oldest first of each priority.
   template <typename Visit>
   void ForEachDecoding(Visit visit) {
@@ -128,7 +130,7 @@ class Scheduler {
   std::vector<Sequence*> prefills_;  // of one Plan; kept for its memory
   int tokens_left_ = 0;
   int logits_left_ = 0;
-  bool blocked_ = false;  // of the latest Plan: one that waits found no place or too few pages
+  bool short_of_pages_ = false;  // the latest one that waits and was looked at found too few
   int64_t num_preemptions_ = 0;
 };
 

@@ -48,6 +48,8 @@ struct Sequence {
   // again after a preemption).
   int num_pending() const { return num_tokens() - num_computed; }
   int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
+  // As the engine's admission counts them.
+  int64_t asked_output_tokens() const { return queue_tokens - num_prompt_tokens; }
   bool scoring() const { return on_logits != nullptr; }
   // Somebody wants logits of more of the prompt's tokens than the last. No output is there then.
   bool wants_prompt_logits() const {

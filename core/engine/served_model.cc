@@ -510,17 +510,16 @@ void ServedModel::AddGauges(EngineStats& stats) const {
   stats.kv_pages_total += pages_.num_pages();
 }
 
-void ServedModel::AddLoad(double computed_share, EngineLoad& load) const {
+void ServedModel::AddLoad(double output_share, EngineLoad& load) const {
   load.free_places += scheduler_.num_free_places();
   scheduler_.ForEachRunning([&](const Sequence& sequence) {
     load.prompt_tokens[static_cast<int>(sequence.priority)] +=
         std::max(0, sequence.num_prompt_tokens - sequence.num_computed);
+    load.AddEnd(std::max(0.0, output_share * static_cast<double>(sequence.asked_output_tokens()) -
+                                  sequence.num_output_tokens()));
   });
   scheduler_.ForEachWaiting([&](const Sequence& sequence) {
-    const int priority = static_cast<int>(sequence.priority);
-    ++load.waiting[priority];
-    load.prompt_tokens[priority] +=
-        static_cast<int64_t>(computed_share * sequence.num_prompt_tokens);
+    load.AddWaiting(sequence.priority, sequence.num_prompt_tokens);
   });
 }
 

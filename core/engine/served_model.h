@@ -67,9 +67,9 @@ class ServedModel {
   void EndAll(const absl::Status& status, EngineStats& stats, std::vector<EndedSequence>& ended);
   // Adds what there is now: running and waiting requests, pages.
   void AddGauges(EngineStats& stats) const;
-  // Adds what waits and what room there is. `computed_share`: of a prompt that waits, what the
-  // prefix cache will not have.
-  void AddLoad(double computed_share, EngineLoad& load) const;
+  // Adds what waits and what room there is. `output_share`: how long answers are, of what was asked
+  // for.
+  void AddLoad(double output_share, EngineLoad& load) const;
 
  private:
   ServedModel(ModelInfo info, std::shared_ptr<const Tokenizer> tokenizer, std::string chat_template,

@@ -32,6 +32,7 @@ struct Family {
   enum class Window { kNever, kWhenSet, kWhenUsed };
 
   absl::string_view model_type;
+  absl::string_view architecture;  // the class
   AttentionBias attention_bias;
   bool mlp_bias_by_key;
   bool qk_norm;
@@ -41,10 +42,14 @@ struct Family {
 };
 
 constexpr Family kFamilies[] = {
-    {"llama", Family::AttentionBias::kByKey, true, false, 0, Family::Window::kNever, 0},
-    {"mistral", Family::AttentionBias::kNever, false, false, 0, Family::Window::kWhenSet, 4096},
-    {"qwen2", Family::AttentionBias::kQkvAlways, false, false, 0, Family::Window::kWhenUsed, 4096},
-    {"qwen3", Family::AttentionBias::kByKey, false, true, 128, Family::Window::kWhenUsed, 4096},
+    {"llama", "LlamaForCausalLM", Family::AttentionBias::kByKey, true, false, 0,
+     Family::Window::kNever, 0},
+    {"mistral", "MistralForCausalLM", Family::AttentionBias::kNever, false, false, 0,
+     Family::Window::kWhenSet, 4096},
+    {"qwen2", "Qwen2ForCausalLM", Family::AttentionBias::kQkvAlways, false, false, 0,
+     Family::Window::kWhenUsed, 4096},
+    {"qwen3", "Qwen3ForCausalLM", Family::AttentionBias::kByKey, false, true, 128,
+     Family::Window::kWhenUsed, 4096},
 };
 
 const Family* FindFamily(absl::string_view model_type) {
@@ -392,6 +397,61 @@ absl::StatusOr<ModelConfig> ModelConfigFromHuggingFace(const Json& json, absl::s
     return absl::InvalidArgumentError(absl::StrCat(where, ": ", status.message()));
   }
   return result;
+}
+
+absl::StatusOr<Json> ModelConfigToHuggingFace(const ModelConfig& config) {
+  const Family* family = FindFamily(config.model_type);
+  if (family == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no model class is known for model_type ", config.model_type));
+  }
+  Json json = {{"architectures", Json::array({std::string(family->architecture)})},
+               {"model_type", config.model_type},
+               {"hidden_size", config.hidden_size},
+               {"intermediate_size", config.intermediate_size},
+               {"num_hidden_layers", config.num_hidden_layers},
+               {"num_attention_heads", config.num_attention_heads},
+               {"num_key_value_heads", config.num_key_value_heads},
+               {"head_dim", config.head_dim},
+               {"vocab_size", config.vocab_size},
+               {"max_position_embeddings", config.max_position_embeddings},
+               {"hidden_act", "silu"},
+               {"rms_norm_eps", config.rms_norm_eps},
+               {"rope_theta", config.rope_theta},
+               {"tie_word_embeddings", config.tie_word_embeddings}};
+  const RopeScaling& scaling = config.rope_scaling;
+  switch (scaling.type) {
+    case RopeScaling::Type::kNone:
+      break;
+    case RopeScaling::Type::kLinear:
+      json["rope_scaling"] = {{"rope_type", "linear"}, {"factor", scaling.factor}};
+      break;
+    case RopeScaling::Type::kLlama3:
+      json["rope_scaling"] = {
+          {"rope_type", "llama3"},
+          {"factor", scaling.factor},
+          {"low_freq_factor", scaling.low_freq_factor},
+          {"high_freq_factor", scaling.high_freq_factor},
+          {"original_max_position_embeddings", scaling.original_max_position_embeddings}};
+      break;
+  }
+  if (family->attention_bias == Family::AttentionBias::kByKey) {
+    json["attention_bias"] = config.qkv_bias;
+  }
+  if (family->mlp_bias_by_key) json["mlp_bias"] = config.mlp_bias;
+  if (family->window == Family::Window::kWhenSet) json["sliding_window"] = nullptr;
+  if (family->window == Family::Window::kWhenUsed) json["use_sliding_window"] = false;
+  if (config.bos_token_id >= 0) json["bos_token_id"] = config.bos_token_id;
+  if (!config.eos_token_ids.empty()) json["eos_token_id"] = config.eos_token_ids;
+  const absl::StatusOr<ModelConfig> again = ModelConfigFromHuggingFace(json, "config.json");
+  if (!again.ok() || *again != config) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the class ", family->architecture,
+                     " of Hugging Face transformers cannot express the model",
+                     again.ok() ? ": its biases or norms are others" : "", again.ok() ? "" : ": ",
+                     again.ok() ? "" : again.status().message()));
+  }
+  return json;
 }
 
 Json ModelConfigToJson(const ModelConfig& config) {

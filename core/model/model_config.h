@@ -64,6 +64,10 @@ struct ModelConfig {
 // quantization_config. The result is validated.
 absl::StatusOr<ModelConfig> ModelConfigFromHuggingFace(const Json& config, absl::string_view where);
 
+// The inverse: a config.json that transformers and the function above read as `config`.
+// FAILED_PRECONDITION when none does (biases that the family's class does not have).
+absl::StatusOr<Json> ModelConfigToHuggingFace(const ModelConfig& config);
+
 // Our own form, for manifests: every field, canonical. Strict: an unknown or missing key fails.
 Json ModelConfigToJson(const ModelConfig& config);
 absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& json, absl::string_view where);

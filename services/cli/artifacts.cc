@@ -1,5 +1,6 @@
 // `quern artifacts`: list, get, export, delete.
 
+#include <absl/cleanup/cleanup.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/strip.h>
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
@@ -14,6 +15,7 @@
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
 #include "core/base/status_macros.h"
+#include "core/convert/export.h"
 #include "services/cli/commands.h"
 #include "services/cli/format.h"
 #include "services/cli/job_view.h"
@@ -26,6 +28,7 @@ namespace artifact_pb = artifact::v1;
 struct ArtifactsOptions {
   std::string artifact;
   std::string directory;
+  std::string form = "quern";
   int limit = 20;
 };
 
@@ -104,18 +107,10 @@ absl::Status Download(artifact_pb::ArtifactService::Stub& stub, const std::strin
   return SyncFile(destination);
 }
 
-absl::Status Export(const ArtifactsOptions& options, Context& context) {
-  ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  ASSIGN_OR_RETURN(const artifact_pb::Artifact artifact, GetArtifact(options, channel));
-  if (std::filesystem::exists(options.directory)) {
-    return absl::AlreadyExistsError(
-        absl::StrCat(options.directory, ": exists; name a new directory"));
-  }
-  // Under another name until it is whole and verified.
-  const std::string partial = absl::StrCat(options.directory, ".partial");
-  RETURN_IF_ERROR(RemoveTree(partial));
-  RETURN_IF_ERROR(CreateDirectories(partial));
-  auto stub = artifact_pb::ArtifactService::NewStub(channel);
+// Downloads and verifies an artifact into the new directory `partial`.
+absl::StatusOr<VerifiedArtifact> DownloadVerified(artifact_pb::ArtifactService::Stub& stub,
+                                                  const artifact_pb::Artifact& artifact,
+                                                  const std::string& partial) {
   for (const auto& file : artifact.files()) {
     // The service is trusted with the bytes no more than a stranger: names must be plain.
     if (file.path().find('/') != std::string::npos || file.path().empty() ||
@@ -123,17 +118,52 @@ absl::Status Export(const ArtifactsOptions& options, Context& context) {
       return absl::DataLossError(absl::StrCat("artifact names a file \"", file.path(), "\""));
     }
     RETURN_IF_ERROR(
-        Download(*stub, artifact.name(), file.path(), absl::StrCat(partial, "/", file.path())));
+        Download(stub, artifact.name(), file.path(), absl::StrCat(partial, "/", file.path())));
   }
-  const absl::string_view id = absl::StripPrefix(artifact.name(), "artifacts/");
-  ASSIGN_OR_RETURN(const VerifiedArtifact verified, VerifyArtifact(partial, id));
-  // What a scale delta's tensors mean, its base says.
-  if (verified.manifest.base.empty()) RETURN_IF_ERROR(LoadArtifact(partial, id).status());
+  return VerifyArtifact(partial, absl::StripPrefix(artifact.name(), "artifacts/"));
+}
+
+// What is to be renamed to the user's directory: `partial` itself, or what it was converted to.
+absl::StatusOr<std::string> Convert(const VerifiedArtifact& verified, const std::string& form,
+                                    const std::string& partial) {
+  if (!verified.manifest.base.empty()) {
+    // What a scale delta's tensors mean, its base says.
+    if (form == "quern") return partial;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "this is a scale delta, no whole model; export its base ", verified.manifest.base));
+  }
+  ASSIGN_OR_RETURN(const LoadedArtifact loaded, LoadArtifact(partial, verified.id));
+  if (form == "quern") return partial;
+  const std::string converted = absl::StrCat(partial, "/converted");
+  RETURN_IF_ERROR(CreateDirectories(converted));
+  RETURN_IF_ERROR(ExportModel(
+      loaded.model, form == "gptq" ? ExportForm::kGptqV2 : ExportForm::kHuggingFace, converted));
+  return converted;
+}
+
+absl::Status Export(const ArtifactsOptions& options, Context& context) {
+  ASSIGN_OR_RETURN(auto channel, context.Jobs());
+  ASSIGN_OR_RETURN(const artifact_pb::Artifact artifact, GetArtifact(options, channel));
+  const std::string directory(absl::StripSuffix(options.directory, "/"));
+  if (std::filesystem::exists(directory)) {
+    return absl::AlreadyExistsError(absl::StrCat(directory, ": exists; name a new directory"));
+  }
+  // Under another name until it is whole and verified.
+  const std::string partial = absl::StrCat(directory, ".partial");
+  RETURN_IF_ERROR(RemoveTree(partial));
+  RETURN_IF_ERROR(CreateDirectories(partial));
+  const absl::Cleanup remove = [&partial] { RemoveTree(partial).IgnoreError(); };
+  auto stub = artifact_pb::ArtifactService::NewStub(channel);
+  ASSIGN_OR_RETURN(const VerifiedArtifact verified, DownloadVerified(*stub, artifact, partial));
+  ASSIGN_OR_RETURN(const std::string made, Convert(verified, options.form, partial));
   std::error_code error;
-  std::filesystem::rename(partial, options.directory, error);
-  if (error) return absl::ErrnoToStatus(error.value(), options.directory);
+  std::filesystem::rename(made, directory, error);
+  if (error) return absl::ErrnoToStatus(error.value(), directory);
   if (context.json()) return PrintJson(artifact);
-  std::cout << options.directory << "  " << FormatBytes(artifact.size_bytes()) << ", verified\n";
+  std::cout << directory << "  "
+            << (options.form == "quern" ? FormatBytes(artifact.size_bytes())
+                                        : absl::StrCat("written as ", options.form))
+            << ", verified\n";
   return absl::OkStatus();
 }
 
@@ -174,9 +204,14 @@ void AddArtifacts(CLI::App& app, Command& command) {
       ->add_option("--limit", options->limit, "at most this many")
       ->check(CLI::Range(1, 1000));
   add_name(add("get", "One artifact with its files and lineage", ShowArtifact));
-  add_name(add("export", "Write the files to a new directory, verified", Export))
-      ->add_option("directory", options->directory, "to be made")
-      ->required();
+  CLI::App* get = add_name(add("export", "Write the files to a new directory, verified", Export));
+  get->add_option("directory", options->directory, "to be made")->required();
+  get->add_option(
+         "--as", options->form,
+         "quern: as it is; gptq: a GPTQ v2 checkpoint, the codes bit for bit; huggingface: a "
+         "checkpoint of floats")
+      ->check(CLI::IsMember({"quern", "gptq", "huggingface"}))
+      ->capture_default_str();
   add_name(add("delete", "Remove an artifact from the store", DeleteArtifact));
 }
 

@@ -4,7 +4,7 @@
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -39,9 +39,8 @@ struct SpeculationBenchOptions {
 // One way to guess.
 struct Variant {
   std::string name;
-  std::unique_ptr<ModelSource> draft;  // null: prompt lookup, or none at all
+  std::string draft;  // path; empty: prompt lookup, or none at all
   int max_guesses = 0;
-  LocalModel model;
 };
 
 struct Measured {
@@ -70,13 +69,13 @@ absl::StatusOr<std::vector<GenerationRequest>> MakeRequests(const SpeculationBen
 }
 
 absl::StatusOr<Measured> MeasureVariant(Engine& engine, const SpeculationBenchOptions& options,
-                                        const Variant& variant,
+                                        ModelHandle model,
                                         const std::vector<GenerationRequest>& requests) {
   Measured measured;
   std::vector<double> decode;
   // One run more, not counted, brings weights and code into the caches.
   for (int i = 0; i <= options.repeat; ++i) {
-    ASSIGN_OR_RETURN(measured.answers, GenerateTogether(engine, variant.model.handle, requests));
+    ASSIGN_OR_RETURN(measured.answers, GenerateTogether(engine, model, requests));
     if (i > 0) decode.push_back(SpeedOf(measured.answers).decode);
   }
   measured.decode = Median(decode);
@@ -94,59 +93,64 @@ absl::Status CheckEqual(const std::string& name, const Measured& plain, const Me
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Variant>> LoadVariants(Engine& engine,
-                                                  const SpeculationBenchOptions& options) {
-  std::vector<Variant> variants(1);
-  variants.front().name = "none";
+std::vector<Variant> VariantsOf(const SpeculationBenchOptions& options) {
+  std::vector<Variant> variants = {{.name = "none"}};
   for (const int guesses : options.guesses) {
     variants.push_back({.name = "prompt lookup", .max_guesses = guesses});
     for (const std::string& draft : options.drafts) {
-      Variant variant{.name = std::filesystem::path(draft).filename(), .max_guesses = guesses};
-      ASSIGN_OR_RETURN(variant.draft, OpenLocalSource(draft));
-      variants.push_back(std::move(variant));
+      variants.push_back({.name = draft, .draft = draft, .max_guesses = guesses});
     }
   }
-  for (Variant& variant : variants) {
-    ASSIGN_OR_RETURN(variant.model,
-                     LoadLocalModel(engine, options.model,
-                                    {.speculation = {.max_guesses = variant.max_guesses,
-                                                     .draft = variant.draft.get()}}));
-  }
   return variants;
+}
+
+absl::StatusOr<LocalModel> LoadVariant(Engine& engine, const SpeculationBenchOptions& options,
+                                       const Variant& variant) {
+  std::unique_ptr<ModelSource> draft;
+  if (!variant.draft.empty()) {
+    ASSIGN_OR_RETURN(draft, OpenLocalSource(variant.draft));
+  }
+  return LoadLocalModel(
+      engine, options.model,
+      {.speculation = {.max_guesses = variant.max_guesses, .draft = draft.get()}});
 }
 
 absl::Status RunBench(const SpeculationBenchOptions& options, const Context& context) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(options.text, kMaxPromptTextBytes));
   ASSIGN_OR_RETURN(const auto engine, MakeLocalEngine(options.threads));
-  ASSIGN_OR_RETURN(const std::vector<Variant> variants, LoadVariants(*engine, options));
-  const LocalModel& model = variants.front().model;
-  if (model.tokenizer == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(options.model, ": has no tokenizer to read the text with"));
-  }
-  ASSIGN_OR_RETURN(
-      const std::vector<int32_t> tokens,
-      model.tokenizer->Encode(text, {.add_special_tokens = false, .parse_special_tokens = false}));
   ASSIGN_OR_RETURN(
       BenchTable out,
       BenchTable::Create(context,
                          {"sequences", "guesses by", "guesses", "right", "decode", "speed-up"},
                          {true, false, true, true, true, true}, {"sequences", "by", "guesses"},
                          "decodeTokensPerSecond", options.compare));
-  for (const int sequences : options.sequences) {
-    ASSIGN_OR_RETURN(const std::vector<GenerationRequest> requests,
-                     MakeRequests(options, tokens, sequences));
-    Measured plain;
-    for (const Variant& variant : variants) {
+  std::string format;
+  std::string kernel;
+  std::map<int, Measured> plain;  // by sequences
+  // One at a time: each has keys and values of its own.
+  for (const Variant& variant : VariantsOf(options)) {
+    ASSIGN_OR_RETURN(const LocalModel model, LoadVariant(*engine, options, variant));
+    if (model.tokenizer == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(options.model, ": has no tokenizer to read the text with"));
+    }
+    format = model.format;
+    kernel = model.info.kernel;
+    ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                     model.tokenizer->Encode(
+                         text, {.add_special_tokens = false, .parse_special_tokens = false}));
+    for (const int sequences : options.sequences) {
+      ASSIGN_OR_RETURN(const std::vector<GenerationRequest> requests,
+                       MakeRequests(options, tokens, sequences));
       const EngineStats before = engine->Stats();
-      ASSIGN_OR_RETURN(Measured measured, MeasureVariant(*engine, options, variant, requests));
+      ASSIGN_OR_RETURN(Measured measured, MeasureVariant(*engine, options, model.handle, requests));
       const EngineStats after = engine->Stats();
-      if (variant.max_guesses == 0) plain = measured;
-      RETURN_IF_ERROR(CheckEqual(variant.name, plain, measured));
+      if (variant.max_guesses == 0) plain[sequences] = measured;
+      RETURN_IF_ERROR(CheckEqual(variant.name, plain.at(sequences), measured));
       const auto guessed = static_cast<double>(after.guessed_tokens - before.guessed_tokens);
       const auto right = static_cast<double>(after.accepted_guesses - before.accepted_guesses);
       const double share = guessed > 0 ? right / guessed : 0;
-      const double speedup = measured.decode / plain.decode;
+      const double speedup = measured.decode / plain.at(sequences).decode;
       out.Add(
           {absl::StrCat(sequences), variant.name, absl::StrCat(variant.max_guesses),
            guessed > 0 ? absl::StrFormat("%.0f %%", 100 * share) : "",
@@ -158,16 +162,17 @@ absl::Status RunBench(const SpeculationBenchOptions& options, const Context& con
            {"decodeTokensPerSecond", measured.decode},
            {"speedup", speedup}});
     }
+    RETURN_IF_ERROR(engine->Unload(model.handle));
   }
   out.Finish({{"model", options.model},
-              {"format", model.format},
-              {"kernels", model.info.kernel},
+              {"format", format},
+              {"kernels", kernel},
               {"text", options.text},
               {"promptTokens", options.prompt_tokens},
               {"outputTokens", options.output_tokens}},
              absl::StrFormat("%s, the %s kernels, prompts of %d tokens of %s, greedy answers of %d "
                              "tokens, equal in all rows; median of %d\n",
-                             model.format, model.info.kernel, options.prompt_tokens, options.text,
+                             format, kernel, options.prompt_tokens, options.text,
                              options.output_tokens, options.repeat));
   return absl::OkStatus();
 }

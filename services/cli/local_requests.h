@@ -19,8 +19,8 @@ struct LocalAnswer {
 absl::StatusOr<std::vector<LocalAnswer>> GenerateTogether(Engine& engine, ModelHandle model,
                                                           std::vector<GenerationRequest> requests);
 
-// Tokens per second of all answers together. Prefill ends with the last first token; decode is what
-// follows it (before it, others have begun to decode: those few are not counted).
+// Tokens per second of all answers together. Prefill ends with the last first token, decode is what
+// follows it: an estimate with several answers, since the first of them decode before.
 struct LocalSpeed {
   double prefill = 0;
   double decode = 0;

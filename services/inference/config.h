@@ -32,7 +32,7 @@ struct InferenceConfig {
   // In the engine, beyond those that run: requests, and tokens of all of them; see EngineOptions.
   int max_queued_requests = 256;
   int64_t max_queued_tokens = int64_t{1} << 20;
-  absl::Duration max_queue_wait = absl::Seconds(30);
+  absl::Duration max_queue_wait = absl::Minutes(1);
   // From a request's arrival to its end, whichever front it came by.
   absl::Duration request_timeout = absl::Hours(1);
   // Of models that are loaded without one: float16, int8 or int4.

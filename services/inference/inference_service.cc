@@ -5,7 +5,6 @@
 
 #include "services/common/status.h"
 #include "services/inference/generate_text_writer.h"
-#include "services/inference/request_check.h"
 
 namespace quern {
 namespace {
@@ -52,7 +51,7 @@ void InferenceServiceImpl::Begin(const grpc::CallbackServerContext& context,
   absl::StatusOr<Principal> principal = security_.PrincipalOf(context);
   if (!principal.ok()) return sink->Refuse(Rejection::kInvalid, principal.status());
   const absl::Time deadline = generator_.DeadlineOf(DeadlineOf(context));
-  absl::Status taken = generator_.CheckRoom(principal->name, PriorityOf(request->priority()));
+  absl::Status taken = generator_.CheckRoom(principal->name);
   if (taken.ok()) {
     taken = generator_.Post([this, request, principal = std::move(principal->name), deadline,
                              sink] { generator_.Generate(*request, principal, deadline, sink); });

@@ -248,9 +248,8 @@ void OpenAiApi::Handle(std::shared_ptr<HttpExchange> exchange) {
     return exchange->Respond(Refuse(415, "the Content-Type must be application/json"));
   }
   const absl::Time deadline = generator_.DeadlineOf(absl::InfiniteFuture());
-  absl::Status taken = tokenize || detokenize
-                           ? absl::OkStatus()
-                           : generator_.CheckRoom(request.principal, Priority::kLow);
+  absl::Status taken =
+      tokenize || detokenize ? absl::OkStatus() : generator_.CheckRoom(request.principal);
   if (taken.ok()) {
     taken = generator_.Post([this, exchange, chat, tokenize, detokenize, deadline] {
       if (tokenize) return Tokenize(exchange);

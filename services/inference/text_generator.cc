@@ -109,7 +109,7 @@ absl::Status TextGenerator::Submit(const inference::v1::GenerateTextRequest& req
   if (absl::Now() >= deadline) {
     return absl::DeadlineExceededError("the request's deadline passed before it was taken");
   }
-  RETURN_IF_ERROR(CheckRoom(principal, PriorityOf(request.priority())));
+  RETURN_IF_ERROR(engine_.CheckRoom(principal, model.handle, PriorityOf(request.priority())));
   ASSIGN_OR_RETURN(GenerationRequest generation, MakeGeneration(request, model, engine_, deadline));
   RETURN_IF_ERROR(Constrain(request, model, generation));
   generation.principal = principal;

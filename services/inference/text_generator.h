@@ -31,10 +31,8 @@ class TextGenerator {
   // When a request that arrives now is over, for a client that waits until `asked`.
   absl::Time DeadlineOf(absl::Time asked) const;
   // What the engine would say of a request now. Quick, so that a front refuses before it does
-  // anything else; with Priority::kLow where it does not know the priority yet.
-  absl::Status CheckRoom(absl::string_view principal, Priority priority) const {
-    return engine_.CheckRoom(principal, priority);
-  }
+  // anything else.
+  absl::Status CheckRoom(absl::string_view principal) const { return engine_.CheckRoom(principal); }
   // RESOURCE_EXHAUSTED when too many wait. Tokenizing a long prompt takes milliseconds, compiling a
   // constraint up to tens: they and what takes as long run on threads of this.
   [[nodiscard]] absl::Status Post(std::function<void()> work);

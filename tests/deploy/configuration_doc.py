@@ -16,8 +16,9 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = ROOT / 'docs' / 'configuration.md'
 PROGRAMS = ['quern-jobs', 'quern-worker', 'quern-inference', 'quern-quantizer']
-SUBCOMMANDS = ['up', 'quantize', 'jobs list', 'models load', 'models alias', 'complete', 'chat', 'eval',
-               'bench model', 'bench serve', 'health', 'doctor', 'token create']
+SUBCOMMANDS = ['up', 'quantize', 'jobs list', 'artifacts export', 'models load', 'models alias',
+               'complete', 'chat', 'eval', 'bench model', 'bench serve', 'bench speculation', 'health',
+               'doctor', 'token create']
 HEAD = """# Configuration
 
 Generated from the programs' own `--help` by `tests/deploy/configuration_doc.py`; do not edit.

@@ -1,5 +1,7 @@
 #include "core/engine/admission.h"
 
+#include <algorithm>
+
 #include "core/base/retry_delay.h"
 #include "tests/core/engine/engine_test_util.h"
 
@@ -117,6 +119,26 @@ TEST(AdmissionTest, TheWaitIsForAPlaceOrForPrompts) {
   EXPECT_EQ(wait(), absl::Milliseconds(300));
   load = {.waiting = {0, 100, 0}, .prompt_tokens = {0, 1000, 0}};
   EXPECT_EQ(wait(), absl::ZeroDuration()) << "nothing is known of its speed";
+}
+
+TEST(AdmissionTest, PlacesAreFreeWhenTheOnesThatRunEnd) {
+  Admission admission({.max_sequences = 4, .max_queued_requests = 100, .max_queued_tokens = 10000});
+  Enter(admission, "", 100, 9);
+  EngineLoad load{.seconds_per_step = 0.1, .tokens_per_second = 200};
+  for (const double steps : {40, 10, 42, 41}) load.AddEnd(steps);
+  const auto wait = [&](int waiting) {
+    load.waiting[1] = waiting;
+    return admission.ExpectedWait("", Priority::kNormal, load);
+  };
+  EXPECT_EQ(wait(0), absl::Seconds(1));
+  EXPECT_EQ(wait(1), absl::Seconds(4)) << "all but one began together, and end together";
+  EXPECT_EQ(wait(2), absl::Milliseconds(4100));
+  EXPECT_EQ(wait(5), absl::Milliseconds(4200 + 2 * 500)) << "two more of 100 tokens after these";
+  for (int i = 0; i < 20; ++i) load.AddEnd(50 - i);
+  EXPECT_EQ(load.num_next_ends, EngineLoad::kMaxNextEnds);
+  EXPECT_TRUE(std::is_sorted(load.next_ends.begin(), load.next_ends.end()));
+  EXPECT_EQ(load.next_ends.front(), 10);
+  EXPECT_EQ(load.next_ends.back(), 42);
 }
 
 TEST(AdmissionTest, RequestsThatTookLessThanAskedCountAsWhatTheyTook) {

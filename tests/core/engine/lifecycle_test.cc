@@ -189,7 +189,7 @@ TEST(QueueTest, TokensAreBoundedAndTheDelayFollowsTheSpeed) {
   gate.WaitReached();
   EXPECT_EQ(engine->Stats().queued_tokens, 60);
   auto queued = Start(*engine, model, Greedy(Prompt(10, 1), 30));
-  EXPECT_OK(engine->CheckRoom("", Priority::kNormal));
+  EXPECT_OK(engine->CheckRoom(""));
   const auto submit = [&engine = engine, model = model](int output_tokens) {
     auto sink = std::make_shared<CollectingSink>();
     return engine->Submit(model, Greedy(Prompt(10, 2), output_tokens), sink);
@@ -209,8 +209,7 @@ TEST(QueueTest, TokensAreBoundedAndTheDelayFollowsTheSpeed) {
   EXPECT_OK(queued->Wait());
   engine->Drain(absl::InfiniteDuration());
   EXPECT_EQ(engine->Stats().queued_tokens, 0);
-  EXPECT_THAT(engine->CheckRoom("", Priority::kNormal),
-              StatusIs(absl::StatusCode::kUnavailable, testing::_));
+  EXPECT_THAT(engine->CheckRoom(""), StatusIs(absl::StatusCode::kUnavailable, testing::_));
 }
 
 TEST(QueueTest, WhoWouldWaitForTooLongIsRefused) {
@@ -236,8 +235,12 @@ TEST(QueueTest, WhoWouldWaitForTooLongIsRefused) {
   EXPECT_OK(submit(Priority::kNormal));
   const absl::Status refused = submit(Priority::kNormal);
   EXPECT_THAT(NoRoomOf(refused), testing::Optional(NoRoom::kWait)) << refused;
-  EXPECT_THAT(NoRoomOf(engine->CheckRoom("", Priority::kNormal)), testing::Optional(NoRoom::kWait));
-  EXPECT_OK(engine->CheckRoom("", Priority::kHigh));
+  EXPECT_THAT(NoRoomOf(engine->CheckRoom("", model, Priority::kNormal)),
+              testing::Optional(NoRoom::kWait));
+  EXPECT_OK(engine->CheckRoom("", model, Priority::kHigh));
+  EXPECT_OK(engine->CheckRoom("")) << "how long it would wait is a model's";
+  ASSERT_OK_AND_ASSIGN(const ModelHandle other, engine->Load(TinySource({})));
+  EXPECT_OK(engine->CheckRoom("", other, Priority::kNormal));
   EXPECT_OK(submit(Priority::kLow));
   gate.Open();
   for (const auto& sink : {first, second, third}) EXPECT_OK(sink->Wait());

@@ -130,10 +130,12 @@ TEST_F(SchedulerTest, DecodeGoesFirstAndPrefillFillsTheStep) {
 
 TEST_F(SchedulerTest, NoMoreThanMaxSequencesRun) {
   Make({.max_step_tokens = 64, .max_sequences = 2, .max_logits = 8, .page_tokens = 4}, 100);
+  EXPECT_EQ(scheduler_->num_free_places(), 2);
   for (int i = 0; i < 5; ++i) Add(3);
   EXPECT_EQ(Step().size(), 2u);
   EXPECT_EQ(scheduler_->num_running(), 2);
   EXPECT_EQ(scheduler_->num_waiting(), 3);
+  EXPECT_EQ(scheduler_->num_free_places(), 0);
 }
 
 TEST_F(SchedulerTest, ARequestWaitsForPagesAndNobodyOvertakesIt) {
@@ -143,10 +145,17 @@ TEST_F(SchedulerTest, ARequestWaitsForPagesAndNobodyOvertakesIt) {
   Add(1);
   EXPECT_EQ(Step().size(), 1u);
   EXPECT_EQ(scheduler_->num_waiting(), 2);
+  EXPECT_EQ(scheduler_->num_free_places(), 0) << "there are no pages for another";
   auto removed = scheduler_->Remove([&](const Sequence& sequence) { return &sequence == a; });
   ASSERT_EQ(removed.size(), 1u);
   removed.clear();
   EXPECT_EQ(Step().size(), 2u);
+  EXPECT_EQ(scheduler_->num_free_places(), 6);
+  Add(100);
+  Step();
+  EXPECT_EQ(scheduler_->num_free_places(), 0);
+  scheduler_->Remove([](const Sequence&) { return true; });
+  EXPECT_EQ(scheduler_->num_free_places(), 8) << "nothing waits any more";
 }
 
 TEST_F(SchedulerTest, TheYoungestIsPreemptedAndComesBackInItsPlace) {

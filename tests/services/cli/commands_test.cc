@@ -2,6 +2,7 @@
 
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
+#include "core/checkpoint/checkpoint.h"
 #include "tests/core/artifact/fixture.h"
 #include "tests/services/cli/cli_fixture.h"
 #include "tests/support/tiny_model.h"
@@ -243,6 +244,16 @@ TEST_F(CommandsTest, ExportVerifies) {
   EXPECT_EQ(good.exit_code, 0) << good.error;
   EXPECT_OK(LoadArtifact(directory_.Path("out"), id));
   EXPECT_EQ(RunConnected({"artifacts", "export", id, directory_.Path("out")}).exit_code, 1);
+  const std::string floats = directory_.Path("floats");
+  EXPECT_THAT(RunConnected({"artifacts", "export", id, floats, "--as=huggingface"}).output,
+              HasSubstr("written as huggingface"));
+  EXPECT_OK(OpenCheckpoint(floats));
+  EXPECT_FALSE(std::filesystem::exists(floats + ".partial"));
+  const std::string gptq = directory_.Path("gptq");
+  EXPECT_THAT(RunConnected({"artifacts", "export", id, gptq, "--as=gptq"}).error,
+              HasSubstr("multiples of 32"));
+  EXPECT_FALSE(std::filesystem::exists(gptq));
+  EXPECT_FALSE(std::filesystem::exists(gptq + ".partial"));
 
   services_.files["model.safetensors"].back() ^= 1;
   const Result damaged = RunConnected({"artifacts", "export", id, directory_.Path("other")});
@@ -467,9 +478,10 @@ TEST_F(CommandsTest, BenchSpeculationSaysWhatGuessesGain) {
   EXPECT_EQ(bench.at("rows").at(0).at("by"), "none");
   EXPECT_EQ(bench.at("rows").at(0).at("speedup"), 1.0);
   for (const Json& row : bench.at("rows")) EXPECT_GT(row.at("decodeTokensPerSecond"), 0.0);
-  const Json& drafted = bench.at("rows").at(2);
-  EXPECT_EQ(drafted.at("by"), "tiny");
+  const Json& drafted = bench.at("rows").at(4);
+  EXPECT_EQ(drafted.at("by"), directory_.Path("tiny"));
   EXPECT_EQ(drafted.at("guesses"), 2);
+  EXPECT_EQ(drafted.at("sequences"), 1);
   EXPECT_EQ(drafted.at("rightShare"), 1.0) << "the draft is the model itself";
 
   EXPECT_THAT(Run({"bench", "speculation", directory_.Path("tiny"), "--sequences=64",

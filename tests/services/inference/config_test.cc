@@ -44,6 +44,11 @@ TEST(InferenceConfigTest, EachFieldIsChecked) {
   expect("--cache-directory", [](auto& config) { config.cache_directory = ""; });
   expect("--threads", [](auto& config) { config.threads = -1; });
   expect("--kv-cache-mib", [](auto& config) { config.kv_cache_mib = 0; });
+  expect("--max-sequences", [](auto& config) { config.max_sequences = 0; });
+  expect("--max-sequences", [](auto& config) { config.max_sequences = 4097; });
+  expect("--max-step-tokens", [](auto& config) { config.max_step_tokens = 63; });
+  expect("--max-step-tokens", [](auto& config) { config.max_step_tokens = 65537; });
+  expect("--max-queue-wait", [](auto& config) { config.max_queue_wait = -absl::Seconds(1); });
   expect("--max-queued-requests", [](auto& config) { config.max_queued_requests = -1; });
   expect("--max-queued-tokens", [](auto& config) { config.max_queued_tokens = 0; });
   expect("--request-timeout", [](auto& config) { config.request_timeout = absl::ZeroDuration(); });

@@ -16,6 +16,7 @@
 #include "core/base/clock.h"
 #include "core/base/thread_pool.h"
 #include "core/constraint/constraint.h"
+#include "core/engine/admission.h"
 #include "core/engine/backend.h"
 #include "core/engine/sampler.h"
 #include "core/engine/scheduler.h"

@@ -153,6 +153,22 @@ absl::StatusOr<PackedTensor> Pack(int rows, int cols, int bits, int group_size, 
   return tensor;
 }
 
+absl::StatusOr<HalfTensor> ToHalfTensor(absl::Span<const float> values, int rows, int cols,
+                                        absl::string_view name) {
+  auto storage = std::make_shared<std::vector<uint16_t>>();
+  storage->reserve(values.size());
+  for (const float value : values) {
+    if (std::abs(value) >= 65520) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          name, ": holds ", value, ", too large for half floats; use format.embedding_bits 8"));
+    }
+    storage->push_back(FloatToHalf(value));
+  }
+  HalfTensor half{.rows = rows, .cols = cols, .data = storage->data()};
+  half.storage = std::move(storage);
+  return half;
+}
+
 std::vector<uint8_t> UnpackCodes(const PackedTensor& tensor) {
   std::vector<uint8_t> codes(int64_t{tensor.rows} * tensor.cols);
   const int64_t words_per_row = tensor.view().words_per_row();

@@ -2,6 +2,7 @@
 #define QUERN_CORE_ARTIFACT_PACK_H_
 
 #include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
 #include <absl/types/span.h>
 
 #include <cstdint>
@@ -18,6 +19,10 @@ namespace quern {
 absl::StatusOr<PackedTensor> Pack(int rows, int cols, int bits, int group_size, bool symmetric,
                                   absl::Span<const uint8_t> codes, absl::Span<const float> scales,
                                   absl::Span<const uint8_t> zero_points);
+
+// `values` [rows * cols] as half floats. INVALID_ARGUMENT naming `name` when one is too large.
+absl::StatusOr<HalfTensor> ToHalfTensor(absl::Span<const float> values, int rows, int cols,
+                                        absl::string_view name);
 
 // The inverse: codes [rows * cols].
 std::vector<uint8_t> UnpackCodes(const PackedTensor& tensor);

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/json.h"
 #include "core/base/tensor_view.h"
 #include "core/model/model_config.h"
 
@@ -65,6 +66,20 @@ class Checkpoint {
   std::string tokenizer_json_;
   std::string chat_template_;
 };
+
+// A Hugging Face directory whose block matrices are packed integers, as GPTQ and EfficientQAT write
+// them: "P.weight" is absent, and P.qweight, P.qzeros, P.scales and, where they are, P.g_idx and
+// P.bias are there instead. What those mean is core/convert's to know.
+class PackedCheckpoint : public Checkpoint {
+ public:
+  // `quantization_config` of config.json, or quantize_config.json; null when there is neither.
+  virtual const Json& quantization() const = 0;
+  // Any tensor of the files, by its own name, shape and type unchecked; null when there is none.
+  virtual const TensorView* Find(absl::string_view name) const = 0;
+};
+
+// As OpenCheckpoint for a directory. Tensor() gives all that is not packed.
+absl::StatusOr<std::unique_ptr<PackedCheckpoint>> OpenPackedCheckpoint(absl::string_view directory);
 
 // `path`: a file that ends in .gguf, or a directory with config.json, model.safetensors (or
 // model.safetensors.index.json and the shards model-NNNNN-of-NNNNN.safetensors it names) and, where

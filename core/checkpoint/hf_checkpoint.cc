@@ -5,6 +5,7 @@
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
+#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -55,9 +56,12 @@ std::optional<int64_t> ShardCountOf(absl::string_view name) {
 // A tensor that older writers stored and nobody reads: RoPE's frequencies follow from the config.
 bool IsIgnored(absl::string_view name) { return absl::EndsWith(name, ".rotary_emb.inv_freq"); }
 
-class HuggingFaceCheckpoint final : public Checkpoint {
+enum class Blocks { kDense, kPacked };
+
+class HuggingFaceCheckpoint final : public PackedCheckpoint {
  public:
-  explicit HuggingFaceCheckpoint(absl::string_view directory) : directory_(directory) {}
+  HuggingFaceCheckpoint(absl::string_view directory, Blocks blocks)
+      : directory_(directory), blocks_(blocks) {}
 
   absl::Status ReadConfig(int max_position_embeddings);
   absl::Status ReadTokenizer();
@@ -71,11 +75,18 @@ class HuggingFaceCheckpoint final : public Checkpoint {
   }
   absl::StatusOr<std::string> DigestHex() const override;
   int64_t weight_bytes() const override { return weight_bytes_; }
+  const Json& quantization() const override { return quantization_; }
+  const TensorView* Find(absl::string_view name) const override {
+    const auto found = tensors_.find(std::string(name));
+    return found == tensors_.end() ? nullptr : &found->second;
+  }
 
  private:
   std::string PathOf(absl::string_view name) const { return absl::StrCat(directory_, "/", name); }
   // The bytes of a small file, remembered for the digest; nothing when it is not there.
   absl::StatusOr<std::optional<std::string>> ReadOptional(absl::string_view name, size_t max_bytes);
+  // Takes what the packed form needs out of `config`, which describes a dense model then.
+  absl::Status TakeQuantization(Json& config);
   absl::Status ReadGenerationConfig();
   absl::Status ReadChatTemplate();
   absl::Status OpenShard(const std::string& name);
@@ -85,6 +96,8 @@ class HuggingFaceCheckpoint final : public Checkpoint {
   absl::Status CheckTiedHead();
 
   const std::string directory_;
+  const Blocks blocks_;
+  Json quantization_;
   std::map<std::string, std::string> small_file_digests_;  // by name, hex
   std::map<std::string, SafetensorsFile> shards_;          // by name
   std::map<std::string, TensorView> tensors_;
@@ -118,8 +131,23 @@ absl::Status HuggingFaceCheckpoint::ReadConfig(int max_position_embeddings) {
   if (max_position_embeddings > 0 && config.is_object()) {
     config["max_position_embeddings"] = max_position_embeddings;
   }
+  if (blocks_ == Blocks::kPacked && config.is_object()) RETURN_IF_ERROR(TakeQuantization(config));
   ASSIGN_OR_RETURN(config_, ModelConfigFromHuggingFace(config, path));
   return ReadGenerationConfig();
+}
+
+absl::Status HuggingFaceCheckpoint::TakeQuantization(Json& config) {
+  if (const auto found = config.find("quantization_config"); found != config.end()) {
+    quantization_ = *found;
+    config.erase(found);
+    return absl::OkStatus();
+  }
+  constexpr absl::string_view kName = "quantize_config.json";
+  ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadOptional(kName, kMaxConfigBytes));
+  if (text.has_value()) {
+    ASSIGN_OR_RETURN(quantization_, ParseJson(*text, PathOf(kName)));
+  }
+  return absl::OkStatus();
 }
 
 // Chat models often end a turn with ids that only generation_config.json names.
@@ -273,6 +301,13 @@ absl::Status HuggingFaceCheckpoint::CheckTensors() {
   std::set<absl::string_view> unused;
   for (const auto& [name, view] : tensors_) unused.insert(name);
   for (const TensorSpec& spec : ModelTensors(config_)) {
+    if (blocks_ == Blocks::kPacked && spec.kind == TensorSpec::Kind::kBlockMatrix) {
+      const absl::string_view prefix = absl::StripSuffix(spec.name, "weight");
+      for (const char* part : {"qweight", "qzeros", "scales", "g_idx", "bias"}) {
+        unused.erase(absl::StrCat(prefix, part));
+      }
+      continue;
+    }
     const auto found = tensors_.find(spec.name);
     if (found == tensors_.end()) {
       return absl::DataLossError(absl::StrCat(
@@ -340,15 +375,24 @@ absl::StatusOr<std::string> HuggingFaceCheckpoint::DigestHex() const {
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenHuggingFaceCheckpoint(
     absl::string_view directory, const OpenCheckpointOptions& options) {
-  auto checkpoint = std::make_unique<HuggingFaceCheckpoint>(directory);
+  auto checkpoint = std::make_unique<HuggingFaceCheckpoint>(directory, Blocks::kDense);
   RETURN_IF_ERROR(checkpoint->ReadConfig(options.max_position_embeddings));
   RETURN_IF_ERROR(checkpoint->OpenWeights());
   RETURN_IF_ERROR(checkpoint->ReadTokenizer());
   return checkpoint;
 }
 
+absl::StatusOr<std::unique_ptr<PackedCheckpoint>> OpenPackedCheckpoint(
+    absl::string_view directory) {
+  auto checkpoint = std::make_unique<HuggingFaceCheckpoint>(directory, Blocks::kPacked);
+  RETURN_IF_ERROR(checkpoint->ReadConfig(/*max_position_embeddings=*/0));
+  RETURN_IF_ERROR(checkpoint->OpenWeights());
+  RETURN_IF_ERROR(checkpoint->ReadTokenizer());
+  return checkpoint;
+}
+
 absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(absl::string_view directory) {
-  HuggingFaceCheckpoint checkpoint(directory);
+  HuggingFaceCheckpoint checkpoint(directory, Blocks::kDense);
   RETURN_IF_ERROR(checkpoint.ReadConfig(/*max_position_embeddings=*/0));
   return checkpoint.config();
 }

@@ -17,6 +17,24 @@ std::vector<int32_t> PackBitStream(absl::Span<const uint8_t> fields, int bits) {
   return std::vector<int32_t>(words.begin(), words.end());
 }
 
+std::vector<uint8_t> UnpackFields(absl::Span<const uint32_t> words, FieldLayout layout, int bits,
+                                  int64_t count) {
+  const uint32_t mask = (uint32_t{1} << bits) - 1;
+  const int per_word = 32 / bits;
+  std::vector<uint8_t> fields(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (layout == FieldLayout::kWithinWords) {
+      fields[i] = static_cast<uint8_t>(words[i / per_word] >> (i % per_word * bits) & mask);
+      continue;
+    }
+    const int64_t bit = i * bits;
+    uint64_t word = words[bit / 32];
+    if (bit % 32 + bits > 32) word |= uint64_t{words[bit / 32 + 1]} << 32;
+    fields[i] = static_cast<uint8_t>(word >> (bit % 32) & mask);
+  }
+  return fields;
+}
+
 absl::Status CheckGptq(const PackedTensor& matrix, absl::string_view name) {
   if (matrix.cols % 32 == 0 && matrix.rows % 32 == 0 && matrix.cols % matrix.group_size == 0) {
     return absl::OkStatus();

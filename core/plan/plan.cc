@@ -24,6 +24,8 @@ constexpr double kInferenceShare = 0.5;
 // GGUF file, 43 in most Hugging Face directories.
 constexpr int64_t kTokenizerBytesPerEntry = 35;
 constexpr int64_t kManifestBytes = 2048;
+// Passes over a row's columns in the method GPTQ, each as dear as the matrix times its width.
+constexpr double kGptqPasses = 4;
 
 absl::Status Wrong(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(field, " ", what));
@@ -94,17 +96,22 @@ absl::Status CheckUsed(const Task& task) {
                                      " does not use it; remove it or change the method"));
   };
   const BlockApSettings& block = task.block_ap;
-  const bool has_block = block.sample_count || block.sequence_length_tokens || block.epoch_count ||
-                         block.batch_size || block.weight_learning_rate ||
-                         block.quant_learning_rate || block.zero_point_learning_rate ||
-                         block.validation_sample_count;
+  const bool has_samples = block.sample_count || block.sequence_length_tokens;
+  const bool has_training = block.epoch_count || block.batch_size || block.weight_learning_rate ||
+                            block.quant_learning_rate || block.zero_point_learning_rate ||
+                            block.validation_sample_count || block.start || block.target ||
+                            block.loss || block.round_scales;
   const E2eQpSettings& e2e = task.e2e_qp;
   const bool has_e2e = e2e.sample_count || e2e.sequence_length_tokens || e2e.epoch_count ||
                        e2e.batch_size || e2e.learning_rate || e2e.loss;
-  const bool trains = task.method != QuantMethod::kRtn;
-  if (!trains && has_block) return refuse("block_ap");
+  if (task.method == QuantMethod::kRtn) {
+    if (has_samples || has_training) return refuse("block_ap");
+    if (!task.calibration_path.empty()) return refuse("calibration");
+  }
+  if (task.method == QuantMethod::kGptq && has_training) {
+    return refuse("block_ap (beside sample_count and sequence_length_tokens)");
+  }
   if (task.method != QuantMethod::kBlockApE2eQp && has_e2e) return refuse("e2e_qp");
-  if (!trains && !task.calibration_path.empty()) return refuse("calibration");
   return absl::OkStatus();
 }
 
@@ -119,6 +126,7 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
   const BlockApSettings& block = task.block_ap;
   RETURN_IF_ERROR(
       CheckLength("block_ap.sequence_length_tokens", block.sequence_length_tokens, config));
+  if (task.method == QuantMethod::kGptq) return absl::OkStatus();
   RETURN_IF_ERROR(CheckBatch("block_ap", *block.batch_size, *block.sample_count));
   if (task.format.symmetric && *block.zero_point_learning_rate > 0) {
     return Wrong("block_ap.zero_point_learning_rate",
@@ -149,7 +157,7 @@ class CostModel {
     std::vector<StageCost> stages = {Loading()};
     if (task_.method != QuantMethod::kRtn) {
       stages.push_back(Calibrating());
-      stages.push_back(BlockAp());
+      stages.push_back(task_.method == QuantMethod::kGptq ? Gptq() : BlockAp());
     }
     if (task_.method == QuantMethod::kBlockApE2eQp) stages.push_back(E2eQp());
     stages.push_back(Packing());
@@ -195,9 +203,42 @@ class CostModel {
             .disk_bytes = tokens * static_cast<int64_t>(sizeof(int32_t))};
   }
 
+  // Numbers in the second moments of a block's inputs: of q, k, v, o and gate, and of down.
+  double MomentWeights() const {
+    const double h = config_.hidden_size;
+    const double widest = std::max<double>(h, config_.intermediate_size);
+    return 5 * h * h + widest * widest;
+  }
+  // Of one block: the moments of `tokens` inputs, and the search for codes.
+  double GptqFlop(double tokens) const {
+    const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
+    return tokens * 2 * MomentWeights() +
+           kGptqPasses * 2 * static_cast<double>(sizes_.block_weights) * widest;
+  }
+
+  // Products of the inputs with themselves, the search for codes along each row, and the pass of
+  // the block before and after. Memory: the states, the largest matrix's second moments twice and
+  // the block.
+  StageCost Gptq() const {
+    const BlockApSettings& block = task_.block_ap;
+    const double p = static_cast<double>(sizes_.block_weights);
+    const double h = config_.hidden_size;
+    const double widest = std::max<double>(h, config_.intermediate_size);
+    const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
+    const double moments = MomentWeights();
+    const double flop = tokens * 4 * p + GptqFlop(tokens);
+    return {.stage = Stage::kBlockAp,
+            .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
+            .host_memory_bytes =
+                kProgramBytes + source_bytes() +
+                static_cast<int64_t>(tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p),
+            .disk_bytes = 2 * sizes_.packed_bytes};
+  }
+
   // Training 6p + attention for each token and epoch; the source's pass, the quantized pass and the
-  // validation 2p each. Memory: the caches of both streams and the targets, one block in training
-  // (value, gradient, two moments, fake-quantized copy), its activations.
+  // validation 2p each, and what the start takes. Memory: the caches of both streams and the
+  // targets, one block in training (value, gradient, two moments, fake-quantized copy), its
+  // activations.
   StageCost BlockAp() const {
     const BlockApSettings& block = task_.block_ap;
     const double p = static_cast<double>(sizes_.block_weights);
@@ -205,9 +246,12 @@ class CostModel {
     const double h = config_.hidden_size;
     const double train = static_cast<double>(*block.sample_count) * s;
     const double validation = static_cast<double>(*block.validation_sample_count) * s;
-    const double flop = train * *block.epoch_count * (6 * p + 12 * s * h) +
-                        (train + validation) * 2 * (2 * p + 4 * s * h) +
-                        validation * *block.epoch_count * (2 * p + 4 * s * h);
+    // The source's stream, the quantized one, and the source's block on it where that is a target.
+    const int passes = *block.target == BlockTarget::kSourceStream ? 2 : 3;
+    double flop = train * *block.epoch_count * (6 * p + 12 * s * h) +
+                  (train + validation) * passes * (2 * p + 4 * s * h) +
+                  validation * *block.epoch_count * (2 * p + 4 * s * h);
+    if (*block.start == QuantStart::kGptq) flop += GptqFlop(train + validation);
     const double caches = 3 * (train + validation) * h * 4;
     const double tokens = *block.batch_size * s;
     const double activations =
@@ -311,8 +355,9 @@ absl::string_view StageName(Stage stage) {
 CalibrationShape CalibrationShapeOf(const Task& resolved) {
   if (resolved.method == QuantMethod::kRtn) return {};
   const BlockApSettings& block = resolved.block_ap;
-  CalibrationShape shape{.num_sequences = *block.sample_count + *block.validation_sample_count,
-                         .length_tokens = *block.sequence_length_tokens};
+  CalibrationShape shape{
+      .num_sequences = *block.sample_count + block.validation_sample_count.value_or(0),
+      .length_tokens = *block.sequence_length_tokens};
   if (resolved.method == QuantMethod::kBlockApE2eQp) {
     shape.num_sequences = std::max(shape.num_sequences, *resolved.e2e_qp.sample_count);
     shape.length_tokens = std::max(shape.length_tokens, *resolved.e2e_qp.sequence_length_tokens);

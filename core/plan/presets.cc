@@ -26,6 +26,39 @@ struct RateCurve {
   }
 };
 
+template <typename T>
+void Default(std::optional<T>& field, T value) {
+  if (!field.has_value()) field = value;
+}
+
+// EfficientQAT's recipe (its code at 78fd3fb and paper, ACL 2025): 4096 sequences of 2048 tokens,
+// two epochs of two sequences a step, then one end-to-end of 32 a step with cross-entropy.
+void ApplyReference(const ModelConfig& config, Task& task) {
+  const int length = std::min(2048, config.max_position_embeddings);
+  BlockApSettings& block = task.block_ap;
+  Default(block.sample_count, 4096);
+  Default(block.sequence_length_tokens, length);
+  Default(block.epoch_count, 2);
+  Default(block.batch_size, std::gcd(2, *block.sample_count));
+  Default(block.weight_learning_rate, task.format.bits == 2 ? 2e-5 : 1e-5);
+  Default(block.quant_learning_rate, 1e-4);
+  Default(block.zero_point_learning_rate, task.format.symmetric ? 0.0 : 1e-4);
+  Default(block.validation_sample_count, 64);
+  Default(block.start, QuantStart::kMinMax);
+  Default(block.target, BlockTarget::kSourceStream);
+  Default(block.loss, BlockLoss::kMeanSquares);
+  Default(block.round_scales, false);
+  if (task.method == QuantMethod::kBlockAp) return;
+  E2eQpSettings& e2e = task.e2e_qp;
+  Default(e2e.sample_count, 4096);
+  Default(e2e.sequence_length_tokens, length);
+  Default(e2e.epoch_count, 1);
+  Default(e2e.batch_size, std::gcd(32, *e2e.sample_count));
+  // Its 2e-5 and 1e-5 are absolute; scales of its models are about 1e-2.
+  Default(e2e.learning_rate, task.format.bits == 2 ? 2e-3 : 1e-3);
+  Default(e2e.loss, E2eLoss::kCrossEntropy);
+}
+
 struct Rates {
   RateCurve weight;
   RateCurve scale;
@@ -71,6 +104,8 @@ Amount AmountFor(Preset preset, int bits, bool large) {
     case Preset::kBest:
       if (large) return {4096, 2048, 2, 2, 64, 4096, 32};
       return {512 * factor, 1024, 2, 1, 16, 512 * factor, 4};
+    case Preset::kReference:
+      break;  // not a matter of size
   }
   return {};
 }
@@ -85,9 +120,14 @@ int64_t NumParameters(const ModelConfig& config) {
   return count;
 }
 
-template <typename T>
-void Default(std::optional<T>& field, T value) {
-  if (!field.has_value()) field = value;
+// The second moments of a matrix's inputs are known well from a few times as many tokens as it has
+// inputs.
+void ApplyGptq(const ModelConfig& config, Task& task) {
+  int samples = 32;
+  if (task.preset == Preset::kStandard) samples = 128;
+  if (task.preset == Preset::kBest || task.preset == Preset::kReference) samples = 512;
+  Default(task.block_ap.sample_count, samples);
+  Default(task.block_ap.sequence_length_tokens, std::min(512, config.max_position_embeddings));
 }
 
 double Steps(int sample_count, int epoch_count, int batch_size) {
@@ -102,6 +142,8 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
     task.evaluation_chunk_tokens = std::min(kEvaluationChunkTokens, config.max_position_embeddings);
   }
   if (task.method == QuantMethod::kRtn) return;
+  if (task.method == QuantMethod::kGptq) return ApplyGptq(config, task);
+  if (task.preset == Preset::kReference) return ApplyReference(config, task);
   constexpr int64_t kLargeParameters = 1'000'000'000;
   const bool large = NumParameters(config) >= kLargeParameters;
   const Amount amount = AmountFor(task.preset, task.format.bits, large);
@@ -119,6 +161,10 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   Default(block.weight_learning_rate, rates.weight.At(block_steps));
   Default(block.quant_learning_rate, rates.scale.At(block_steps));
   Default(block.zero_point_learning_rate, 0.0);
+  Default(block.start, QuantStart::kSearch);
+  Default(block.target, BlockTarget::kSourceStream);
+  Default(block.loss, BlockLoss::kRelativePerToken);
+  Default(block.round_scales, true);
   if (task.method == QuantMethod::kBlockAp) return;
 
   E2eQpSettings& e2e = task.e2e_qp;

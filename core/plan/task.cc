@@ -46,6 +46,78 @@ struct EnumName {
   T value;
 };
 
+template <typename T>
+using EnumNames = std::vector<EnumName<T>>;
+
+// Named in the proto's order; the first is what an unset field stands for.
+const EnumNames<QuantMethod>& MethodNames() {
+  static const auto* const names =
+      new EnumNames<QuantMethod>{{"METHOD_UNSPECIFIED", 0, QuantMethod::kBlockApE2eQp},
+                                 {"RTN", 1, QuantMethod::kRtn},
+                                 {"BLOCK_AP", 2, QuantMethod::kBlockAp},
+                                 {"BLOCK_AP_E2E_QP", 3, QuantMethod::kBlockApE2eQp},
+                                 {"GPTQ", 4, QuantMethod::kGptq}};
+  return *names;
+}
+
+const EnumNames<Preset>& PresetNames() {
+  static const auto* const names =
+      new EnumNames<Preset>{{"PRESET_UNSPECIFIED", 0, Preset::kStandard},
+                            {"QUICK", 1, Preset::kQuick},
+                            {"STANDARD", 2, Preset::kStandard},
+                            {"BEST", 3, Preset::kBest},
+                            {"REFERENCE", 4, Preset::kReference}};
+  return *names;
+}
+
+const EnumNames<std::optional<QuantStart>>& StartNames() {
+  static const auto* const names =
+      new EnumNames<std::optional<QuantStart>>{{"START_UNSPECIFIED", 0, std::nullopt},
+                                               {"MIN_MAX", 1, QuantStart::kMinMax},
+                                               {"SEARCH", 2, QuantStart::kSearch},
+                                               {"GPTQ", 3, QuantStart::kGptq}};
+  return *names;
+}
+
+const EnumNames<std::optional<BlockTarget>>& TargetNames() {
+  static const auto* const names = new EnumNames<std::optional<BlockTarget>>{
+      {"TARGET_UNSPECIFIED", 0, std::nullopt},
+      {"SOURCE_STREAM", 1, BlockTarget::kSourceStream},
+      {"QUANTIZED_STREAM", 2, BlockTarget::kQuantizedStream},
+      {"BOTH_STREAMS", 3, BlockTarget::kBoth}};
+  return *names;
+}
+
+const EnumNames<std::optional<BlockLoss>>& BlockLossNames() {
+  static const auto* const names = new EnumNames<std::optional<BlockLoss>>{
+      {"LOSS_UNSPECIFIED", 0, std::nullopt},
+      {"MEAN_SQUARES", 1, BlockLoss::kMeanSquares},
+      {"RELATIVE_PER_TOKEN", 2, BlockLoss::kRelativePerToken}};
+  return *names;
+}
+
+const EnumNames<std::optional<E2eLoss>>& E2eLossNames() {
+  static const auto* const names =
+      new EnumNames<std::optional<E2eLoss>>{{"LOSS_UNSPECIFIED", 0, std::nullopt},
+                                            {"CROSS_ENTROPY", 1, E2eLoss::kCrossEntropy},
+                                            {"DISTILLATION", 2, E2eLoss::kDistillation}};
+  return *names;
+}
+
+// The name that is not "unspecified".
+template <typename T>
+absl::string_view NameOf(const EnumNames<T>& names, T value) {
+  for (const EnumName<T>& entry : names) {
+    if (entry.number != 0 && entry.value == value) return entry.name;
+  }
+  return "";
+}
+
+template <typename T>
+Json NameOrNull(const EnumNames<std::optional<T>>& names, const std::optional<T>& value) {
+  return value.has_value() ? Json(std::string(NameOf(names, value))) : Json(nullptr);
+}
+
 // One message in proto3 JSON form. Each reader marks its field as known; the first error sticks
 // (and later readers do nothing), so that parsing reads as a list of fields.
 class ProtoJson {
@@ -122,6 +194,16 @@ class ProtoJson {
     out = value->get<bool>();
   }
 
+  void Bool(absl::string_view field, std::optional<bool>& out) {
+    bool value = false;
+    if (Find(field) == nullptr) {
+      Take(field);
+      return;
+    }
+    Bool(field, value);
+    out = value;
+  }
+
   void String(absl::string_view field, std::string& out) {
     const Json* value = Take(field);
     if (value == nullptr) return;
@@ -157,7 +239,7 @@ class ProtoJson {
   }
 
   template <typename T>
-  void Enum(absl::string_view field, const std::vector<EnumName<T>>& names, T& out) {
+  void Enum(absl::string_view field, const EnumNames<T>& names, T& out) {
     const Json* value = Take(field);
     if (value == nullptr) return;
     for (const EnumName<T>& entry : names) {
@@ -274,6 +356,10 @@ void ParseBlockAp(ProtoJson& json, BlockApSettings& settings) {
   json.Number("quant_learning_rate", 0, 1, settings.quant_learning_rate);
   json.Number("zero_point_learning_rate", 0, 1, settings.zero_point_learning_rate);
   json.Int("validation_sample_count", 0, 1024, settings.validation_sample_count);
+  json.Enum("start", StartNames(), settings.start);
+  json.Enum("target", TargetNames(), settings.target);
+  json.Enum("loss", BlockLossNames(), settings.loss);
+  json.Bool("round_scales", settings.round_scales);
 }
 
 void ParseE2eQp(ProtoJson& json, E2eQpSettings& settings) {
@@ -282,11 +368,7 @@ void ParseE2eQp(ProtoJson& json, E2eQpSettings& settings) {
   json.Int("epoch_count", 0, 64, settings.epoch_count);
   json.Int("batch_size", 1, 1024, settings.batch_size);
   json.Number("learning_rate", 0, 1, settings.learning_rate);
-  json.Enum<std::optional<E2eLoss>>("loss",
-                                    {{"LOSS_UNSPECIFIED", 0, std::nullopt},
-                                     {"CROSS_ENTROPY", 1, E2eLoss::kCrossEntropy},
-                                     {"DISTILLATION", 2, E2eLoss::kDistillation}},
-                                    settings.loss);
+  json.Enum("loss", E2eLossNames(), settings.loss);
 }
 
 void ParseEvaluation(ProtoJson& json, Task& task) {
@@ -304,23 +386,6 @@ void ParseEvaluation(ProtoJson& json, Task& task) {
 template <typename T>
 Json OrNull(const std::optional<T>& value) {
   return value.has_value() ? Json(*value) : Json(nullptr);
-}
-
-absl::string_view PresetName(Preset preset) {
-  switch (preset) {
-    case Preset::kQuick:
-      return "QUICK";
-    case Preset::kStandard:
-      return "STANDARD";
-    case Preset::kBest:
-      return "BEST";
-  }
-  return "";
-}
-
-Json LossToJson(const std::optional<E2eLoss>& loss) {
-  if (!loss.has_value()) return nullptr;
-  return *loss == E2eLoss::kDistillation ? "DISTILLATION" : "CROSS_ENTROPY";
 }
 
 // What decides the result's weights, seed and inputs apart.
@@ -341,29 +406,23 @@ Json SettingsToJson(const Task& task) {
             {"weight_learning_rate", OrNull(block.weight_learning_rate)},
             {"quant_learning_rate", OrNull(block.quant_learning_rate)},
             {"zero_point_learning_rate", OrNull(block.zero_point_learning_rate)},
-            {"validation_sample_count", OrNull(block.validation_sample_count)}}},
+            {"validation_sample_count", OrNull(block.validation_sample_count)},
+            {"start", NameOrNull(StartNames(), block.start)},
+            {"target", NameOrNull(TargetNames(), block.target)},
+            {"loss", NameOrNull(BlockLossNames(), block.loss)},
+            {"round_scales", OrNull(block.round_scales)}}},
           {"e2e_qp",
            {{"sample_count", OrNull(e2e.sample_count)},
             {"sequence_length_tokens", OrNull(e2e.sequence_length_tokens)},
             {"epoch_count", OrNull(e2e.epoch_count)},
             {"batch_size", OrNull(e2e.batch_size)},
             {"learning_rate", OrNull(e2e.learning_rate)},
-            {"loss", LossToJson(e2e.loss)}}}};
+            {"loss", NameOrNull(E2eLossNames(), e2e.loss)}}}};
 }
 
 }  // namespace
 
-absl::string_view MethodName(QuantMethod method) {
-  switch (method) {
-    case QuantMethod::kRtn:
-      return "RTN";
-    case QuantMethod::kBlockAp:
-      return "BLOCK_AP";
-    case QuantMethod::kBlockApE2eQp:
-      return "BLOCK_AP_E2E_QP";
-  }
-  return "";
-}
+absl::string_view MethodName(QuantMethod method) { return NameOf(MethodNames(), method); }
 
 absl::StatusOr<Task> ParseTask(absl::string_view json) {
   ASSIGN_OR_RETURN(const Json value, ParseJson(json, "task", JsonLimits{.max_depth = 8}));
@@ -372,18 +431,8 @@ absl::StatusOr<Task> ParseTask(absl::string_view json) {
   ProtoJson root(&value, "");
   root.Message("checkpoint", [&](ProtoJson& nested) { ParseCheckpoint(nested, task); });
   root.Message("format", [&](ProtoJson& nested) { ParseFormat(nested, task.format); });
-  root.Enum<QuantMethod>("method",
-                         {{"METHOD_UNSPECIFIED", 0, QuantMethod::kBlockApE2eQp},
-                          {"RTN", 1, QuantMethod::kRtn},
-                          {"BLOCK_AP", 2, QuantMethod::kBlockAp},
-                          {"BLOCK_AP_E2E_QP", 3, QuantMethod::kBlockApE2eQp}},
-                         task.method);
-  root.Enum<Preset>("preset",
-                    {{"PRESET_UNSPECIFIED", 0, Preset::kStandard},
-                     {"QUICK", 1, Preset::kQuick},
-                     {"STANDARD", 2, Preset::kStandard},
-                     {"BEST", 3, Preset::kBest}},
-                    task.preset);
+  root.Enum("method", MethodNames(), task.method);
+  root.Enum("preset", PresetNames(), task.preset);
   root.Message("calibration", [&](ProtoJson& nested) {
     if (nested.present()) nested.Path("path", {".txt", ".raw", ".jsonl"}, task.calibration_path);
   });
@@ -401,7 +450,7 @@ absl::StatusOr<Task> ParseTask(absl::string_view json) {
 Json TaskToJson(const Task& task) {
   Json json = SettingsToJson(task);
   json["checkpoint"] = {{"path", task.checkpoint_path}, {"digest", task.checkpoint_digest}};
-  json["preset"] = std::string(PresetName(task.preset));
+  json["preset"] = std::string(NameOf(PresetNames(), task.preset));
   json["calibration"] = {{"path", task.calibration_path}};
   json["evaluation"] = {{"path", task.evaluation_path},
                         {"chunk_tokens", task.evaluation_chunk_tokens},

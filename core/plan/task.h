@@ -18,9 +18,26 @@
 
 namespace quern {
 
-enum class QuantMethod { kRtn, kBlockAp, kBlockApE2eQp };
-enum class Preset { kQuick, kStandard, kBest };
+enum class QuantMethod { kRtn, kGptq, kBlockAp, kBlockApE2eQp };
+// kReference: the recipe that EfficientQAT published, without what was found better since.
+enum class Preset { kQuick, kStandard, kBest, kReference };
 enum class E2eLoss { kDistillation, kCrossEntropy };
+// Where Block-AP starts from.
+enum class QuantStart {
+  kMinMax,  // the whole range of each group
+  kSearch,  // the clipped range with the least error of the outputs
+  kGptq,    // that, and codes which make up for each other's errors
+};
+// What a block's output is compared with: the source block's output for ...
+enum class BlockTarget {
+  kSourceStream,     // the source model's own states before it
+  kQuantizedStream,  // the states that the quantized block gets
+  kBoth,             // the mean of both losses
+};
+enum class BlockLoss {
+  kMeanSquares,
+  kRelativePerToken,  // each token's squared error over its squared target
+};
 
 // Block-wise training. Every field is set once the task is resolved.
 struct BlockApSettings {
@@ -32,6 +49,11 @@ struct BlockApSettings {
   std::optional<double> quant_learning_rate;       // of scales; 0 freezes them
   std::optional<double> zero_point_learning_rate;  // 0 freezes them
   std::optional<int> validation_sample_count;      // held back to find the best epoch, 0..1024
+  std::optional<QuantStart> start;
+  std::optional<BlockTarget> target;
+  std::optional<BlockLoss> loss;
+  // Scales as they will be stored, half floats, in every forward pass; false: only at the end.
+  std::optional<bool> round_scales;
 };
 
 struct E2eQpSettings {
@@ -73,7 +95,7 @@ Json TaskToJson(const Task& task);
 // where the method uses one. Where files lie, and what the result is measured on, do not change it.
 std::string TaskDigest(const Task& task);
 
-// "RTN", "BLOCK_AP", "BLOCK_AP_E2E_QP", as in the proto.
+// "RTN", "GPTQ", "BLOCK_AP" or "BLOCK_AP_E2E_QP", as in the proto.
 absl::string_view MethodName(QuantMethod method);
 
 }  // namespace quern

@@ -15,13 +15,13 @@ at::Tensor ToTokenTensor(const std::vector<std::vector<int32_t>>& sequences, int
 }
 
 void ActivationStore::Advance(const ModelConfig& config, const RotaryTables& rotary, int layer,
-                              const TorchBlock& block, InputSquares* squares) {
+                              const TorchBlock& block, InputMoments* moments) {
   const at::NoGradGuard no_grad;
   // Enough tokens to keep the products large, few enough to keep their results in the cache.
   constexpr int64_t kStepTokens = 1024;
   const int64_t step = std::max<int64_t>(1, kStepTokens / num_tokens());
   for (int64_t begin = 0; begin < num_sequences(); begin += step) {
-    TorchOps ops(config, rotary, {}, squares);
+    TorchOps ops(config, rotary, {}, moments);
     at::Tensor rows = Rows(begin, std::min(step, num_sequences() - begin));
     rows.copy_(RunBlock(ops, layer, block, rows));
   }

@@ -6,6 +6,7 @@
 // quantized stream, whose states are its inputs, so that a block learns to undo the errors of
 // those before it.
 
+#include <utility>
 #include <vector>
 
 #include "core/quant/torch_ops.h"
@@ -28,12 +29,16 @@ class ActivationStore {
   // States of `count` sequences from `begin`, [count, num_tokens, hidden_size]; a view.
   at::Tensor Rows(int64_t begin, int64_t count) const { return states_.narrow(0, begin, count); }
 
-  // Replaces every state by the block's output for it, in place, without gradients. `squares` is
+  ActivationStore Copy() const { return ActivationStore(states_.clone()); }
+
+  // Replaces every state by the block's output for it, in place, without gradients. `moments` is
   // added to when not null.
   void Advance(const ModelConfig& config, const RotaryTables& rotary, int layer,
-               const TorchBlock& block, InputSquares* squares = nullptr);
+               const TorchBlock& block, InputMoments* moments = nullptr);
 
  private:
+  explicit ActivationStore(at::Tensor states) : states_(std::move(states)) {}
+
   at::Tensor states_;
 };
 

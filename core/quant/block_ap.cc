@@ -19,8 +19,9 @@ namespace {
 // A token whose error is ten times its target's size has a loss of 100: no start is that bad.
 constexpr double kDivergedLoss = 100;
 
-// |output - target|^2 / |target|^2, mean over tokens.
-at::Tensor TokenLoss(const at::Tensor& output, const at::Tensor& target) {
+// Mean over tokens of |output - target|^2 / |target|^2, or over all elements of the squares.
+at::Tensor CompareStates(BlockLoss loss, const at::Tensor& output, const at::Tensor& target) {
+  if (loss == BlockLoss::kMeanSquares) return (output - target).square().mean();
   const at::Tensor error = (output - target).square().sum(-1);
   return (error / target.square().sum(-1).clamp_min(1e-12)).mean();
 }
@@ -35,11 +36,68 @@ std::vector<at::Tensor*> Norms(TorchBlock& block) {
   return norms;
 }
 
+// The grid that training of a matrix starts from, and its weights there.
+absl::StatusOr<QuantParameters> StartMatrix(QuantStart start, int layer, BlockMatrix matrix,
+                                            const InputMoments& moments, const QuantFormat& format,
+                                            at::Tensor& weight) {
+  switch (start) {
+    case QuantStart::kMinMax:
+      return MinMaxQuantParameters(weight, format);
+    case QuantStart::kSearch:
+      return SearchQuantParameters(weight, moments.of(matrix), format);
+    case QuantStart::kGptq:
+      break;
+  }
+  absl::StatusOr<QuantParameters> quant = GptqQuantParameters(weight, moments.of(matrix), format);
+  if (!quant.ok()) {
+    return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer, ", ", BlockMatrixName(matrix),
+                                           ": ", quant.status().message()));
+  }
+  return quant;
+}
+
+// The block as it will be served. ABORTED when something in it is not finite.
+absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
+                                       const std::array<QuantParameters, kNumBlockMatrices>& quant,
+                                       double loss) {
+  TrainedBlock trained{.loss = loss};
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    const std::string name =
+        BlockTensorName(layer, absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".weight"));
+    absl::StatusOr<PackedTensor> packed = PackTrained(block.linears[i].weight, quant[i]);
+    if (!packed.ok()) {
+      return absl::AbortedError(
+          absl::StrCat("DIVERGED: block ", layer, ", ", name, ": ", packed.status().message()));
+    }
+    trained.matrices[name] = *std::move(packed);
+  }
+  const auto add = [&](const std::string& suffix, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    const at::Tensor values = tensor.detach().cpu().contiguous();
+    const float* data = values.const_data_ptr<float>();
+    trained.vectors[BlockTensorName(layer, suffix)] = {data, data + values.numel()};
+  };
+  add("input_layernorm.weight", block.input_norm);
+  add("post_attention_layernorm.weight", block.post_attention_norm);
+  add("self_attn.q_norm.weight", block.q_norm);
+  add("self_attn.k_norm.weight", block.k_norm);
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    add(absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".bias"), block.linears[i].bias);
+  }
+  for (const auto& [name, values] : trained.vectors) {
+    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+      return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer, ", ", name,
+                                             ": training left values that are not finite"));
+    }
+  }
+  return trained;
+}
+
 // What a step of training needs, and nothing else of the run.
 class BlockTrainer {
  public:
   BlockTrainer(const BlockApContext& context, int layer, const TorchBlock& source,
-               const ActivationStore& inputs, const ActivationStore& targets)
+               const ActivationStore& inputs, const std::vector<const ActivationStore*>& targets)
       : context_(context), layer_(layer), block_(source), inputs_(inputs), targets_(targets) {
     num_validation_ = *context.settings.validation_sample_count;
     num_train_ = *context.settings.sample_count;
@@ -47,17 +105,16 @@ class BlockTrainer {
     steps_per_epoch_ = (num_train_ + batch_size_ - 1) / batch_size_;
   }
 
-  absl::StatusOr<TrainedBlock> Train(const InputSquares& squares);
+  absl::StatusOr<TrainedBlock> Train(const InputMoments& moments);
 
  private:
-  void Start(const InputSquares& squares);
+  absl::Status Start(const InputMoments& moments);
   // The block with its weights fake-quantized as they are now.
   TorchBlock Student() const;
   at::Tensor Loss(const TorchBlock& student, int64_t begin, int64_t count) const;
   double ValidationLoss() const;
   // ABORTED when it diverges.
   absl::Status RunEpoch(int epoch, double rate_factor);
-  absl::StatusOr<TrainedBlock> Pack() const;
 
   std::vector<AdamGroup::Snapshot> Save() const {
     std::vector<AdamGroup::Snapshot> snapshots;
@@ -72,7 +129,7 @@ class BlockTrainer {
   const int layer_;
   TorchBlock block_;  // weights and norms are leaves once training has started
   const ActivationStore& inputs_;
-  const ActivationStore& targets_;
+  const std::vector<const ActivationStore*>& targets_;
   int64_t num_train_ = 0;
   int64_t num_validation_ = 0;
   int64_t batch_size_ = 0;
@@ -82,17 +139,17 @@ class BlockTrainer {
   double last_loss_ = 0;
 };
 
-void BlockTrainer::Start(const InputSquares& squares) {
+absl::Status BlockTrainer::Start(const InputMoments& moments) {
   std::vector<at::Tensor> weights;
   std::vector<at::Tensor> scales;
   std::vector<at::Tensor> zero_points;
   for (int i = 0; i < kNumBlockMatrices; ++i) {
+    const auto matrix = static_cast<BlockMatrix>(i);
     at::Tensor& weight = block_.linears[i].weight;
     weight = weight.clone();
-    // q stands for k and v, gate for up: they have the same inputs.
-    const int observed = i == kKProj || i == kVProj ? kQProj : i == kUpProj ? kGateProj : i;
-    quant_[i] = SearchQuantParameters(
-        weight, squares.sums[observed] / static_cast<double>(squares.num_tokens), context_.format);
+    ASSIGN_OR_RETURN(quant_[i], StartMatrix(*context_.settings.start, layer_, matrix, moments,
+                                            context_.format, weight));
+    quant_[i].round_scale = *context_.settings.round_scales;
     weights.push_back(weight);
     scales.push_back(quant_[i].scale);
     if (!quant_[i].symmetric) zero_points.push_back(quant_[i].zero_point);
@@ -108,6 +165,7 @@ void BlockTrainer::Start(const InputSquares& squares) {
   add(std::move(weights), *settings.weight_learning_rate);
   add(std::move(scales), *settings.quant_learning_rate);
   add(std::move(zero_points), *settings.zero_point_learning_rate);
+  return absl::OkStatus();
 }
 
 TorchBlock BlockTrainer::Student() const {
@@ -120,8 +178,14 @@ TorchBlock BlockTrainer::Student() const {
 
 at::Tensor BlockTrainer::Loss(const TorchBlock& student, int64_t begin, int64_t count) const {
   TorchOps ops(context_.config, context_.rotary);
-  return TokenLoss(RunBlock(ops, layer_, student, inputs_.Rows(begin, count)),
-                   targets_.Rows(begin, count));
+  const at::Tensor output = RunBlock(ops, layer_, student, inputs_.Rows(begin, count));
+  at::Tensor loss;
+  for (const ActivationStore* target : targets_) {
+    const at::Tensor one =
+        CompareStates(*context_.settings.loss, output, target->Rows(begin, count));
+    loss = loss.defined() ? loss + one : one;
+  }
+  return targets_.size() > 1 ? loss / static_cast<double>(targets_.size()) : loss;
 }
 
 double BlockTrainer::ValidationLoss() const {
@@ -150,6 +214,7 @@ absl::Status BlockTrainer::RunEpoch(int epoch, double rate_factor) {
                                              num_steps, ": loss is ", value));
     }
     sum += value;
+    if (context_.on_step) context_.on_step(step, value);
     loss.backward();
     for (AdamGroup& group : groups_) {
       group.Step(rate_factor * CosineRate(group.rate(), step, num_steps));
@@ -159,8 +224,8 @@ absl::Status BlockTrainer::RunEpoch(int epoch, double rate_factor) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<TrainedBlock> BlockTrainer::Train(const InputSquares& squares) {
-  Start(squares);
+absl::StatusOr<TrainedBlock> BlockTrainer::Train(const InputMoments& moments) {
+  RETURN_IF_ERROR(Start(moments));
   const bool validates = num_validation_ > 0;
   double best_loss = validates ? ValidationLoss() : 0;
   std::vector<AdamGroup::Snapshot> good = Save();
@@ -190,50 +255,28 @@ absl::StatusOr<TrainedBlock> BlockTrainer::Train(const InputSquares& squares) {
     Restore(best);
     last_loss_ = best_loss;
   }
-  return Pack();
-}
-
-absl::StatusOr<TrainedBlock> BlockTrainer::Pack() const {
-  TrainedBlock trained{.loss = last_loss_};
-  for (int i = 0; i < kNumBlockMatrices; ++i) {
-    const std::string name =
-        BlockTensorName(layer_, absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".weight"));
-    absl::StatusOr<PackedTensor> packed = PackTrained(block_.linears[i].weight, quant_[i]);
-    if (!packed.ok()) {
-      return absl::AbortedError(
-          absl::StrCat("DIVERGED: block ", layer_, ", ", name, ": ", packed.status().message()));
-    }
-    trained.matrices[name] = *std::move(packed);
-  }
-  const auto add = [&](const std::string& suffix, const at::Tensor& tensor) {
-    if (!tensor.defined()) return;
-    const at::Tensor values = tensor.detach().cpu().contiguous();
-    const float* data = values.const_data_ptr<float>();
-    trained.vectors[BlockTensorName(layer_, suffix)] = {data, data + values.numel()};
-  };
-  add("input_layernorm.weight", block_.input_norm);
-  add("post_attention_layernorm.weight", block_.post_attention_norm);
-  add("self_attn.q_norm.weight", block_.q_norm);
-  add("self_attn.k_norm.weight", block_.k_norm);
-  for (int i = 0; i < kNumBlockMatrices; ++i) {
-    add(absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".bias"), block_.linears[i].bias);
-  }
-  for (const auto& [name, values] : trained.vectors) {
-    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
-      return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer_, ", ", name,
-                                             ": training left values that are not finite"));
-    }
-  }
-  return trained;
+  return PackBlock(layer_, block_, quant_, last_loss_);
 }
 
 }  // namespace
 
 absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer,
                                         const TorchBlock& source, const ActivationStore& inputs,
-                                        const ActivationStore& targets,
-                                        const InputSquares& squares) {
-  return BlockTrainer(context, layer, source, inputs, targets).Train(squares);
+                                        const std::vector<const ActivationStore*>& targets,
+                                        const InputMoments& moments) {
+  return BlockTrainer(context, layer, source, inputs, targets).Train(moments);
+}
+
+absl::StatusOr<TrainedBlock> QuantizeBlockByGptq(const QuantFormat& format, int layer,
+                                                 const TorchBlock& source,
+                                                 const InputMoments& moments) {
+  TorchBlock block = source;
+  std::array<QuantParameters, kNumBlockMatrices> quant;
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    ASSIGN_OR_RETURN(quant[i], StartMatrix(QuantStart::kGptq, layer, static_cast<BlockMatrix>(i),
+                                           moments, format, block.linears[i].weight));
+  }
+  return PackBlock(layer, block, quant, /*loss=*/0);
 }
 
 TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,

@@ -4,14 +4,14 @@
 // Block-AP (EfficientQAT, arXiv 2407.11062): all parameters of one transformer block are trained
 // under fake quantization to give the source's output.
 //
-// What differs from the paper, each because it was measured to matter on few steps: the loss is
-// each token's squared error over its squared target (a few tokens with massive activations would
-// else be all of it), training starts from a clip search weighted by the inputs' mean squares, and
-// the epoch that is best on held-back sequences is kept.
+// What may differ from the paper, by the settings: the loss (a few tokens with massive activations
+// can be all of the squared error), where training starts, which stream gives the targets; and
+// with sequences held back, the epoch that is best on them is kept.
 
 #include <absl/status/statusor.h>
 
 #include <functional>
+#include <vector>
 
 #include "core/plan/task.h"
 #include "core/quant/activation_store.h"
@@ -26,18 +26,26 @@ struct BlockApContext {
   const QuantFormat& format;
   const BlockApSettings& settings;  // resolved
   std::function<bool()> cancelled;  // may be empty
+  // After each step of a block, with its loss; may be empty.
+  std::function<void(int64_t step, double loss)> on_step;
 };
 
 // Trains block `layer`. source: the block, dense; inputs: the quantized stream before the block;
-// targets: the source's stream after it; squares: of the source block's inputs. The
-// settings' sample_count sequences are trained on, validation_sample_count after them held back.
+// targets: what its output is to be, one or two streams, whose losses are averaged; moments: of
+// the source block's inputs, full for QuantStart::kGptq, unused for kMinMax. The settings'
+// sample_count sequences are trained on, validation_sample_count after them held back.
 //
 // ABORTED with "DIVERGED", block and step when the loss is not finite or has grown beyond all
 // measure, and again after one rewind with smaller steps; CANCELLED.
 absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer,
                                         const TorchBlock& source, const ActivationStore& inputs,
-                                        const ActivationStore& targets,
-                                        const InputSquares& squares);
+                                        const std::vector<const ActivationStore*>& targets,
+                                        const InputMoments& moments);
+
+// Block `layer` by GPTQ, without training; moments: of its inputs in the quantized stream, full.
+absl::StatusOr<TrainedBlock> QuantizeBlockByGptq(const QuantFormat& format, int layer,
+                                                 const TorchBlock& source,
+                                                 const InputMoments& moments);
 
 enum class WeightForm {
   kDense,  // to move activations on

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/artifact/pack.h"
+#include "core/base/status_macros.h"
 
 namespace quern {
 namespace {
@@ -208,6 +209,47 @@ class CodedLinearFunction : public Function<CodedLinearFunction> {
   }
 };
 
+// Grids not yet set, on the CPU.
+QuantParameters EmptyParameters(const at::Tensor& weight, const QuantFormat& format) {
+  const int64_t cols = weight.size(1);
+  QuantParameters result{
+      .shape = {weight.size(0), cols,
+                format.group_size == 0 ? cols : std::min<int64_t>(format.group_size, cols),
+                format.bits},
+      .symmetric = format.symmetric};
+  result.scale = at::empty({result.shape.rows, result.shape.num_groups()}, at::kFloat);
+  result.zero_point = at::empty_like(result.scale);
+  return result;
+}
+
+SearchedGrid GridOf(QuantParameters& parameters) {
+  return {parameters.scale.data_ptr<float>(), parameters.zero_point.data_ptr<float>()};
+}
+
+QuantParameters ToDevice(QuantParameters parameters, at::Device device) {
+  parameters.scale = parameters.scale.to(device);
+  parameters.zero_point = parameters.zero_point.to(device);
+  return parameters;
+}
+
+// Adds to the diagonal of `h` in place and returns the upper U with U^T U = h^-1.
+absl::StatusOr<at::Tensor> DampAndFactor(const at::Tensor& h) {
+  if (!at::isfinite(h).all().item<bool>()) {
+    return absl::AbortedError("the inputs' second moments are not finite");
+  }
+  at::Tensor diagonal = h.diagonal();
+  // Inputs that were never seen leave a row of zeros.
+  const double mean = std::max(diagonal.mean().item<double>(), 1e-30);
+  for (double damping = 0.003; damping < 1e3; damping *= 10) {
+    diagonal.add_(damping * mean);
+    const auto [lower, info] = at::linalg_cholesky_ex(h.to(at::kDouble));
+    if (info.item<int>() != 0) continue;
+    const auto [upper, again] = at::linalg_cholesky_ex(at::cholesky_inverse(lower), /*upper=*/true);
+    if (again.item<int>() == 0) return upper.to(at::kFloat).contiguous();
+  }
+  return absl::AbortedError("the inputs' second moments cannot be factored");
+}
+
 template <typename T>
 std::vector<T> ToVector(const at::Tensor& tensor) {
   const at::Tensor host = tensor.cpu().contiguous();
@@ -225,26 +267,53 @@ at::Tensor FromVector(const std::vector<float>& values, at::IntArrayRef sizes, a
 
 QuantParameters SearchQuantParameters(const at::Tensor& weight, const at::Tensor& importance,
                                       const QuantFormat& format) {
-  const int64_t cols = weight.size(1);
-  QuantParameters result{
-      .shape = {weight.size(0), cols,
-                format.group_size == 0 ? cols : std::min<int64_t>(format.group_size, cols),
-                format.bits},
-      .symmetric = format.symmetric};
+  QuantParameters result = EmptyParameters(weight, format);
   const at::Tensor w = weight.detach().cpu().contiguous();
   // A channel that calibration never used still has a weight to keep.
   at::Tensor h = importance.cpu().to(at::kFloat);
   h = (h + h.mean() * 1e-4 + 1e-30).contiguous();
-  result.scale = at::empty({result.shape.rows, result.shape.num_groups()}, at::kFloat);
-  result.zero_point = at::empty_like(result.scale);
-  const SearchedGrid grid{result.scale.data_ptr<float>(), result.zero_point.data_ptr<float>()};
+  const SearchedGrid grid = GridOf(result);
   ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
     SearchGridRows(result.shape, format.symmetric, w.const_data_ptr<float>(),
                    h.const_data_ptr<float>(), begin, end, grid);
   });
-  result.scale = result.scale.to(weight.device());
-  result.zero_point = result.zero_point.to(weight.device());
-  return result;
+  return ToDevice(std::move(result), weight.device());
+}
+
+QuantParameters MinMaxQuantParameters(const at::Tensor& weight, const QuantFormat& format) {
+  QuantParameters result = EmptyParameters(weight, format);
+  const at::Tensor w = weight.detach().cpu().contiguous();
+  const SearchedGrid grid = GridOf(result);
+  ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
+    MinMaxGridRows(result.shape, format.symmetric, w.const_data_ptr<float>(), begin, end, grid);
+  });
+  return ToDevice(std::move(result), weight.device());
+}
+
+absl::StatusOr<QuantParameters> GptqQuantParameters(at::Tensor& weight,
+                                                    const at::Tensor& second_moments,
+                                                    const QuantFormat& format) {
+  const at::NoGradGuard no_grad;
+  constexpr int kNumPasses = 6;
+  QuantParameters result = EmptyParameters(weight, format);
+  const at::Tensor original = weight.detach().to(at::kCPU, at::kFloat).contiguous();
+  const at::Tensor h = second_moments.to(at::kCPU, at::kFloat).contiguous().clone();
+  ASSIGN_OR_RETURN(const at::Tensor u, DampAndFactor(h));
+  at::Tensor values = original.clone();
+  const SearchedGrid grid = GridOf(result);
+  const SecondMoments moments{h.const_data_ptr<float>(), u.const_data_ptr<float>()};
+  float* out = values.data_ptr<float>();
+  ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
+    GptqRows(result.shape, format.symmetric, moments, begin, end, out, grid);
+  });
+  at::Tensor products =
+      (original - FakeQuantize(values, result.scale, result.zero_point, result.shape)).mm(h);
+  ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
+    RefineCodesRows(result.shape, original.const_data_ptr<float>(), moments.h, kNumPasses, begin,
+                    end, products.data_ptr<float>(), out, grid);
+  });
+  weight = values.to(weight.device());
+  return ToDevice(std::move(result), weight.device());
 }
 
 at::Tensor RoundScale(const at::Tensor& scale) {
@@ -264,8 +333,13 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const at::Tensor& scale,
   return FakeQuantizeFunction::apply(weight, scale, zero_point, shape);
 }
 
+at::Tensor UsedScale(const QuantParameters& parameters) {
+  if (parameters.round_scale) return RoundScale(parameters.scale);
+  return StraightThrough::apply(parameters.scale, parameters.scale.detach().clamp(1e-4, 1e4));
+}
+
 at::Tensor FakeQuantize(const at::Tensor& weight, const QuantParameters& parameters) {
-  return FakeQuantize(weight, RoundScale(parameters.scale),
+  return FakeQuantize(weight, UsedScale(parameters),
                       RoundZeroPoint(parameters.zero_point, parameters.shape.max_code()),
                       parameters.shape);
 }
@@ -275,7 +349,7 @@ absl::StatusOr<PackedTensor> PackTrained(const at::Tensor& weight,
   const at::NoGradGuard no_grad;
   const GroupShape& shape = parameters.shape;
   const at::Tensor w = weight.detach().cpu().contiguous();
-  const at::Tensor scale = RoundScale(parameters.scale).cpu().contiguous();
+  const at::Tensor scale = UsedScale(parameters).cpu().contiguous();
   const at::Tensor zero_point =
       RoundZeroPoint(parameters.zero_point, shape.max_code()).cpu().contiguous();
   if (!at::isfinite(w).all().item<bool>() || !at::isfinite(scale).all().item<bool>() ||

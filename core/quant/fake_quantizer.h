@@ -19,6 +19,9 @@ struct QuantParameters {
   bool symmetric = false;
   at::Tensor scale;
   at::Tensor zero_point;
+  // Whether scales are used as they will be stored (RoundScale); else clamped to [1e-4, 1e4], the
+  // gradient passed straight through, as EfficientQAT does.
+  bool round_scale = true;
 };
 
 // The grid that SearchGridRows finds for `weight`, float. importance: [cols], the mean square of
@@ -26,9 +29,23 @@ struct QuantParameters {
 QuantParameters SearchQuantParameters(const at::Tensor& weight, const at::Tensor& importance,
                                       const QuantFormat& format);
 
+// The grid that MinMaxGridRows finds for `weight`, float.
+QuantParameters MinMaxQuantParameters(const at::Tensor& weight, const QuantFormat& format);
+
+// Codes and grid that GptqRows and RefineCodesRows find for `weight`, float, which becomes the
+// value that each code is rounded from. second_moments: [cols, cols], sum of x x^T over inputs x;
+// 0.3 % of its mean diagonal is added to the diagonal (more where that does not make it
+// positive definite). ABORTED when the moments are not finite.
+absl::StatusOr<QuantParameters> GptqQuantParameters(at::Tensor& weight,
+                                                    const at::Tensor& second_moments,
+                                                    const QuantFormat& format);
+
 // The scale as it will be stored, a half float that is not zero; its gradient passes straight
 // through. Used in every forward pass, so that what is trained is what is packed.
 at::Tensor RoundScale(const at::Tensor& scale);
+
+// The scale as the forward pass uses it.
+at::Tensor UsedScale(const QuantParameters& parameters);
 
 // clamp(round(zero_point), 0, max_code) with the gradient passed straight through.
 at::Tensor RoundZeroPoint(const at::Tensor& zero_point, int max_code);

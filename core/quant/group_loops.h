@@ -79,6 +79,37 @@ void SearchGridRows(const GroupShape& shape, bool symmetric, const float* weight
                     const float* importance, int64_t row_begin, int64_t row_end,
                     const SearchedGrid& grid);
 
+// The grid of EfficientQAT's recipe (section 2.1 of its quantizer): each group's whole range,
+// scale = (max - min) / max_code in [1e-4, 1e4], zero point = round(-min / scale), not clamped;
+// symmetric grids, which it does not have, get the larger of -min / 2^(bits-1) and
+// max / (2^(bits-1) - 1). Scales are not rounded to half floats.
+void MinMaxGridRows(const GroupShape& shape, bool symmetric, const float* weights,
+                    int64_t row_begin, int64_t row_end, const SearchedGrid& grid);
+
+// The second moments of a matrix's inputs, H = sum over tokens of x x^T with something added to
+// its diagonal, and the upper triangular U with U^T U = H^-1; both [cols, cols].
+struct SecondMoments {
+  const float* h = nullptr;
+  const float* u = nullptr;
+};
+
+// GPTQ (arXiv 2210.17323, algorithm 1, without reordering): codes column by column, each column's
+// error made up for by those after it as far as the inputs are correlated. A group's grid is
+// searched, as above, when its first column is reached. weights: in, the matrix; out, the value
+// each code was rounded from.
+void GptqRows(const GroupShape& shape, bool symmetric, const SecondMoments& moments,
+              int64_t row_begin, int64_t row_end, float* weights, const SearchedGrid& grid);
+
+// Lowers e^T H e, e = original - fake, one coordinate after the other until none changes or
+// `num_passes` is reached: each code in turn becomes the best one given all others (as QuantEase,
+// arXiv 2309.01885, does), and between passes each scale its least-squares value.
+// weights: in, values that round to the codes to start from; out, each code's best value given
+// the others, at most 0.49 steps beyond the outermost code. error_products: [rows, cols], e H of
+// the start; overwritten.
+void RefineCodesRows(const GroupShape& shape, const float* original, const float* h, int num_passes,
+                     int64_t row_begin, int64_t row_end, float* error_products, float* weights,
+                     const SearchedGrid& grid);
+
 // The half float nearest to `scale`, and when that is zero or tiny, the smallest allowed
 // magnitude with the sign of `scale`: a zero scale could neither divide nor be trained.
 float StoredScale(float scale);

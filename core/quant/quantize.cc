@@ -27,22 +27,6 @@ absl::Span<const float> Values(const at::Tensor& tensor) {
   return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
 }
 
-absl::StatusOr<HalfTensor> ToHalf(const at::Tensor& matrix, absl::string_view name) {
-  auto storage = std::make_shared<std::vector<uint16_t>>();
-  for (float value : Values(matrix)) {
-    if (std::abs(value) >= 65520) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, ": holds ", value, ", too large for half floats; use format.embedding_bits 8"));
-    }
-    storage->push_back(FloatToHalf(value));
-  }
-  HalfTensor half{.rows = static_cast<int>(matrix.size(0)),
-                  .cols = static_cast<int>(matrix.size(1)),
-                  .data = storage->data()};
-  half.storage = std::move(storage);
-  return half;
-}
-
 // Adds matrix `name` of the checkpoint to `model` by round-to-nearest, or as half floats where the
 // format says so.
 absl::Status AddRounded(const Checkpoint& checkpoint, const std::string& name,
@@ -52,7 +36,7 @@ absl::Status AddRounded(const Checkpoint& checkpoint, const std::string& name,
   const int cols = static_cast<int>(matrix.size(1));
   const std::optional<MatrixFormat> format = FormatOf(model.format, kind, cols);
   if (!format.has_value()) {
-    ASSIGN_OR_RETURN(model.half_matrices[name], ToHalf(matrix, name));
+    ASSIGN_OR_RETURN(model.half_matrices[name], ToHalfTensor(Values(matrix), rows, cols, name));
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(model.matrices[name], RoundToNearest(Values(matrix), rows, cols, format->bits,
@@ -125,16 +109,21 @@ class TrainingRun {
  private:
   // How much of the calibration Block-AP and the source's stream take.
   int num_block_sequences() const {
-    return *task_.block_ap.sample_count + *task_.block_ap.validation_sample_count;
+    return *task_.block_ap.sample_count + task_.block_ap.validation_sample_count.value_or(0);
   }
   absl::Status CheckCalibration() const;
   absl::StatusOr<OuterTensors> LoadSourceOuter() const;
+  absl::Status Train(TrainingDirectory& directory, const OuterTensors& source,
+                     const OuterTensors& served, std::vector<TrainedBlock>& blocks);
+  // Block by block, in the quantized stream alone.
+  absl::Status QuantizeBlocksByGptq(TrainingDirectory& directory, const OuterTensors& served,
+                                    std::vector<TrainedBlock>& blocks);
   absl::Status TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
                            const OuterTensors& served, std::vector<TrainedBlock>& blocks);
   absl::Status TrainEndToEnd(TrainingDirectory& directory, const ActivationStore& source_states,
                              const OuterTensors& source, const OuterTensors& served,
                              std::vector<TrainedBlock>& blocks);
-  void Report(Stage stage, int64_t completed, int64_t total, double loss) const {
+  void Report(Stage stage, int64_t completed, int64_t total, std::optional<double> loss) const {
     if (options_.on_progress) options_.on_progress({stage, completed, total, loss});
   }
 
@@ -205,13 +194,25 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
     }
     const bool trains = layer >= num_loaded;
     ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
-    InputSquares squares;
+    InputMoments moments{.form = *task_.block_ap.start == QuantStart::kGptq
+                                     ? InputMoments::Form::kFull
+                                     : InputMoments::Form::kDiagonal};
     if (trains || with_e2e_ || num_loaded < config.num_hidden_layers) {
-      source_states.Advance(config, source_rotary, layer, source, trains ? &squares : nullptr);
+      source_states.Advance(config, source_rotary, layer, source, trains ? &moments : nullptr);
     }
     if (trains) {
+      std::vector<const ActivationStore*> targets;
+      std::optional<ActivationStore> reached;
+      if (*task_.block_ap.target != BlockTarget::kQuantizedStream) {
+        targets.push_back(&source_states);
+      }
+      if (*task_.block_ap.target != BlockTarget::kSourceStream) {
+        reached = states.Copy();
+        reached->Advance(config, rotary, layer, source);
+        targets.push_back(&*reached);
+      }
       ASSIGN_OR_RETURN(TrainedBlock trained,
-                       TrainBlock(context, layer, source, states, source_states, squares));
+                       TrainBlock(context, layer, source, states, targets, moments));
       RETURN_IF_ERROR(directory.SaveBlock(layer, trained));
       blocks.push_back(std::move(trained));
     }
@@ -220,6 +221,38 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
                      ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
     }
     Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, blocks[layer].loss);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::QuantizeBlocksByGptq(TrainingDirectory& directory,
+                                               const OuterTensors& served,
+                                               std::vector<TrainedBlock>& blocks) {
+  const ModelConfig& config = checkpoint_.config();
+  const int num_tokens = *task_.block_ap.sequence_length_tokens;
+  const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
+  ActivationStore states(served.embedding,
+                         ToTokenTensor(calibration_, num_block_sequences(), num_tokens, device_));
+  blocks = directory.LoadBlocks(config.num_hidden_layers);
+  const int num_loaded = static_cast<int>(blocks.size());
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (options_.cancelled && options_.cancelled()) {
+      return absl::CancelledError(absl::StrCat("stopped before block ", layer));
+    }
+    if (layer >= num_loaded) {
+      ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
+      InputMoments moments{.form = InputMoments::Form::kFull};
+      states.Copy().Advance(config, rotary, layer, source, &moments);
+      ASSIGN_OR_RETURN(TrainedBlock block,
+                       QuantizeBlockByGptq(task_.format, layer, source, moments));
+      RETURN_IF_ERROR(directory.SaveBlock(layer, block));
+      blocks.push_back(std::move(block));
+    }
+    if (layer + 1 < config.num_hidden_layers) {
+      states.Advance(config, rotary, layer,
+                     ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
+    }
+    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, std::nullopt);
   }
   return absl::OkStatus();
 }
@@ -254,6 +287,21 @@ absl::Status TrainingRun::Run(PackedModel& model) {
                       .final_norm = source.final_norm};
   served.head = model.config.tie_word_embeddings ? served.embedding
                                                  : Served(model, std::string(kHeadName), device_);
+  std::vector<TrainedBlock> blocks;
+  if (task_.method == QuantMethod::kGptq) {
+    RETURN_IF_ERROR(QuantizeBlocksByGptq(directory, served, blocks));
+  } else {
+    RETURN_IF_ERROR(Train(directory, source, served, blocks));
+  }
+  for (TrainedBlock& block : blocks) {
+    model.matrices.merge(block.matrices);
+    model.vectors.merge(block.vectors);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Train(TrainingDirectory& directory, const OuterTensors& source,
+                                const OuterTensors& served, std::vector<TrainedBlock>& blocks) {
   // Sequences of end-to-end training may be more or longer than Block-AP's; the extra tokens come
   // after, and change no earlier state.
   int num_sequences = num_block_sequences();
@@ -262,16 +310,9 @@ absl::Status TrainingRun::Run(PackedModel& model) {
   if (with_e2e_) num_tokens = std::max(num_tokens, *task_.e2e_qp.sequence_length_tokens);
   ActivationStore source_states(source.embedding,
                                 ToTokenTensor(calibration_, num_sequences, num_tokens, device_));
-  std::vector<TrainedBlock> blocks;
   RETURN_IF_ERROR(TrainBlocks(directory, source_states, served, blocks));
-  if (with_e2e_) {
-    RETURN_IF_ERROR(TrainEndToEnd(directory, source_states, source, served, blocks));
-  }
-  for (TrainedBlock& block : blocks) {
-    model.matrices.merge(block.matrices);
-    model.vectors.merge(block.vectors);
-  }
-  return absl::OkStatus();
+  if (!with_e2e_) return absl::OkStatus();
+  return TrainEndToEnd(directory, source_states, source, served, blocks);
 }
 
 absl::StatusOr<PackedModel> RoundAll(const Checkpoint& checkpoint, PackedModel model,

@@ -3,6 +3,7 @@
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -41,12 +42,35 @@ RotaryTables MakeRotaryTables(const ModelConfig& config, int num_tokens, at::Dev
   return {angle.cos().to(device), angle.sin().to(device)};
 }
 
-void TorchOps::Observe(BlockMatrix matrix, const at::Tensor& x) {
-  if (squares_ == nullptr) return;
-  const at::Tensor sum = x.reshape({-1, x.size(-1)}).square().sum(0);
-  at::Tensor& total = squares_->sums[matrix];
+void TorchOps::Observe(BlockMatrix matrix, const at::Tensor& x, const at::Tensor& residual) {
+  if (moments_ == nullptr) return;
+  at::Tensor rows = x.reshape({-1, x.size(-1)});
+  if (residual.defined()) {
+    const at::Tensor norm = residual.reshape({-1, residual.size(-1)}).norm(2, 1, true);
+    rows = rows / norm.clamp_min(1e-12);
+  }
+  const at::Tensor sum =
+      moments_->form == InputMoments::Form::kFull ? at::mm(rows.t(), rows) : rows.square().sum(0);
+  at::Tensor& total = moments_->sums[matrix];
   total = total.defined() ? total + sum : sum;
-  if (matrix == kQProj) squares_->num_tokens += x.numel() / x.size(-1);
+}
+
+void TorchOps::ObserveThroughAttention(const Qkv& qkv) {
+  const auto [x, normed] = std::exchange(states_, {});
+  const int64_t num_tokens = x.size(1);
+  const int64_t share = config_.num_attention_heads / config_.num_key_value_heads;
+  const at::Tensor future = at::ones({num_tokens, num_tokens}, x.options()).triu(1).to(at::kBool);
+  const double scale = 1 / std::sqrt(static_cast<double>(config_.head_dim));
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    const at::Tensor k = qkv.k[i].repeat_interleave(share, 0);
+    const at::Tensor scores = at::matmul(qkv.q[i], k.transpose(1, 2)) * scale;
+    const at::Tensor attention = scores.masked_fill(future, -INFINITY).softmax(-1);
+    Observe(kVProj, attention.mean(0).mm(normed[i]), x[i]);
+    // d softmax = A (1 - A) to first order, summed over who looks at the token.
+    const at::Tensor weight =
+        (attention * (1 - attention)).mean(0) / x[i].square().sum(-1, true).clamp_min(1e-24);
+    Observe(kKProj, normed[i] * weight.sum(0).sqrt().unsqueeze(1));
+  }
 }
 
 at::Tensor TorchOps::Linear(const TorchBlock& block, BlockMatrix matrix, const at::Tensor& x) {
@@ -66,6 +90,7 @@ at::Tensor TorchOps::Embed(const TorchModel& model) {
 TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tensor& x) {
   const at::Tensor normed = Norm(x, block.input_norm);
   Observe(kQProj, normed);
+  if (moments_ != nullptr && moments_->form == InputMoments::Form::kFull) states_ = {x, normed};
   const auto heads = [&](BlockMatrix matrix, int num_heads) {
     return Linear(block, matrix, normed).view({x.size(0), x.size(1), num_heads, config_.head_dim});
   };
@@ -81,6 +106,7 @@ TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tenso
 }
 
 at::Tensor TorchOps::Attend(int, Qkv qkv) {
+  if (states_.first.defined()) ObserveThroughAttention(qkv);
   const int64_t share = config_.num_attention_heads / config_.num_key_value_heads;
   if (share > 1) {
     qkv.k = qkv.k.repeat_interleave(share, 1);
@@ -94,7 +120,7 @@ at::Tensor TorchOps::Attend(int, Qkv qkv) {
 
 at::Tensor TorchOps::AddAttentionOutput(const TorchBlock& block, const at::Tensor& residual,
                                         const at::Tensor& attention) {
-  Observe(kOProj, attention);
+  Observe(kOProj, attention, residual);
   return residual + Linear(block, kOProj, attention);
 }
 
@@ -106,7 +132,7 @@ at::Tensor TorchOps::GatedMlp(const TorchBlock& block, const at::Tensor& x) {
 
 at::Tensor TorchOps::AddMlpOutput(const TorchBlock& block, const at::Tensor& residual,
                                   const at::Tensor& mlp) {
-  Observe(kDownProj, mlp);
+  Observe(kDownProj, mlp, residual);
   return residual + Linear(block, kDownProj, mlp);
 }
 

@@ -49,11 +49,27 @@ struct TorchModel {
   const TorchBlock& block(int layer) const { return blocks[layer]; }
 };
 
-// Sum over tokens of the squares of what goes into the matrices of a block, [in_features] each:
-// q, k and v share one, gate and up another.
-struct InputSquares {
+// Moments of what goes into the matrices of a block, summed over tokens: x x^T, [in_features,
+// in_features], or its diagonal alone, [in_features]. gate and up share one (gate's); of the
+// diagonals, q, k and v do, too (q's).
+//
+// What an error in a matrix's output does to the block's is counted where it is cheap to know:
+// - The inputs of o and down are divided by the norm of the state that the product is added to, as
+//   in Block-AP's loss. Without that, a few tokens with massive activations are all of it.
+// - The full moments of v are those of its inputs as attention mixes them (the mean over the heads
+//   of A X), and those of k count each token by how far the attention to it can change (the sum
+//   over the queries of A (1 - A)), both again relative to the query's state. Else a token that
+//   every query looks at, as the first one often is, counts like any other, and one block in
+//   thirty loses ten times as much as it needs to.
+struct InputMoments {
+  enum class Form { kDiagonal, kFull };
+  Form form = Form::kDiagonal;
   std::array<at::Tensor, kNumBlockMatrices> sums;
-  int64_t num_tokens = 0;
+
+  const at::Tensor& of(BlockMatrix matrix) const {
+    if (matrix == kUpProj) return sums[kGateProj];
+    return sums[sums[matrix].defined() ? matrix : kQProj];
+  }
 };
 
 // Cosines and sines of the rotary angles, [num_tokens, 1, head_dim / 2].
@@ -73,10 +89,10 @@ class TorchOps {
   };
 
   // config and rotary must outlive this. token_ids: [num_sequences, num_tokens] int64, read by
-  // Embed alone. squares: added to when not null.
+  // Embed alone. moments: added to when not null.
   TorchOps(const ModelConfig& config, const RotaryTables& rotary, at::Tensor token_ids = {},
-           InputSquares* squares = nullptr)
-      : config_(config), rotary_(rotary), token_ids_(std::move(token_ids)), squares_(squares) {}
+           InputMoments* moments = nullptr)
+      : config_(config), rotary_(rotary), token_ids_(std::move(token_ids)), moments_(moments) {}
 
   at::Tensor Embed(const TorchModel& model);
   Qkv ProjectQkv(int layer, const TorchBlock& block, const at::Tensor& x);
@@ -94,12 +110,16 @@ class TorchOps {
 
  private:
   at::Tensor Linear(const TorchBlock& block, BlockMatrix matrix, const at::Tensor& x);
-  void Observe(BlockMatrix matrix, const at::Tensor& x);
+  // `residual` is undefined for inputs that come from a norm.
+  void Observe(BlockMatrix matrix, const at::Tensor& x, const at::Tensor& residual = {});
+  void ObserveThroughAttention(const Qkv& qkv);
 
   const ModelConfig& config_;
   const RotaryTables& rotary_;
   at::Tensor token_ids_;
-  InputSquares* squares_;
+  InputMoments* moments_;
+  // Of the block under way, where full moments are asked for: its input, and that after the norm.
+  std::pair<at::Tensor, at::Tensor> states_;
 };
 static_assert(DecoderOps<TorchOps>);
 

@@ -1,4 +1,4 @@
-// `quern artifacts`: list, get, export, delete.
+// `quern artifacts`: list, get, export, import, delete.
 
 #include <absl/cleanup/cleanup.h>
 #include <absl/strings/str_cat.h>
@@ -14,8 +14,11 @@
 
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "core/convert/export.h"
+#include "core/convert/import.h"
 #include "services/cli/commands.h"
 #include "services/cli/format.h"
 #include "services/cli/job_view.h"
@@ -29,6 +32,8 @@ struct ArtifactsOptions {
   std::string artifact;
   std::string directory;
   std::string form = "quern";
+  std::string source;
+  int embedding_bits = 16;
   int limit = 20;
 };
 
@@ -167,6 +172,49 @@ absl::Status Export(const ArtifactsOptions& options, Context& context) {
   return absl::OkStatus();
 }
 
+// Local: an artifact directory out of a checkpoint that another program quantized.
+absl::Status Import(const ArtifactsOptions& options, Context& context) {
+  const std::string directory(absl::StripSuffix(options.directory, "/"));
+  if (std::filesystem::exists(directory)) {
+    return absl::AlreadyExistsError(absl::StrCat(directory, ": exists; name a new directory"));
+  }
+  ASSIGN_OR_RETURN(const ImportedModel imported,
+                   ImportModel(options.source, options.embedding_bits));
+  const std::string partial = absl::StrCat(directory, ".partial");
+  RETURN_IF_ERROR(RemoveTree(partial));
+  const absl::Cleanup remove = [&partial] { RemoveTree(partial).IgnoreError(); };
+  const Lineage lineage{
+      .checkpoint_digest = imported.source_hex,
+      .task_digest = Sha256Hex(absl::StrCat("import ", imported.form, "\n")),
+      .quern_version = QUERN_VERSION,
+  };
+  ASSIGN_OR_RETURN(const std::string id, WriteArtifact(imported.model, lineage, partial));
+  std::error_code error;
+  std::filesystem::rename(partial, directory, error);
+  if (error) return absl::ErrnoToStatus(error.value(), directory);
+  const QuantFormat& format = imported.model.format;
+  if (context.json()) {
+    std::cout << Json{{"artifact", id},
+                      {"directory", directory},
+                      {"form", imported.form},
+                      {"bits", format.bits},
+                      {"groupSize", format.group_size},
+                      {"symmetric", format.symmetric},
+                      {"roundedScales", imported.num_rounded_scales}}
+                     .dump()
+              << std::endl;
+    return absl::OkStatus();
+  }
+  std::cout << directory << "  " << imported.form << ", w" << format.bits << " g"
+            << format.group_size << (format.symmetric ? " symmetric" : "") << ", "
+            << FormatBytes(imported.model.weight_bytes()) << "\n";
+  if (imported.num_rounded_scales > 0) {
+    std::cout << FormatCount(imported.num_rounded_scales)
+              << " scales were rounded to half floats, by at most 0.05 %\n";
+  }
+  return absl::OkStatus();
+}
+
 absl::Status DeleteArtifact(const ArtifactsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(auto channel, context.Jobs());
   artifact_pb::DeleteArtifactRequest request;
@@ -211,6 +259,16 @@ void AddArtifacts(CLI::App& app, Command& command) {
          "quern: as it is; gptq: a GPTQ v2 checkpoint, the codes bit for bit; huggingface: a "
          "checkpoint of floats")
       ->check(CLI::IsMember({"quern", "gptq", "huggingface"}))
+      ->capture_default_str();
+  CLI::App* import =
+      add("import",
+          "Make a directory like export's from a GPTQ or EfficientQAT checkpoint, locally", Import);
+  import->add_option("checkpoint", options->source, "Hugging Face directory")->required();
+  import->add_option("directory", options->directory, "to be made")->required();
+  import
+      ->add_option("--embedding-bits", options->embedding_bits,
+                   "of embedding and head, which these forms keep dense")
+      ->check(CLI::IsMember({4, 8, 16}))
       ->capture_default_str();
   add_name(add("delete", "Remove an artifact from the store", DeleteArtifact));
 }

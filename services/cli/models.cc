@@ -261,8 +261,9 @@ void AddModels(CLI::App& app, Command& command) {
   CLI::App* load = models->add_subcommand("load", "Load an artifact, or a checkpoint as it is");
   load->add_option("model", options->id, "the name to serve it under, [a-z0-9-]")->required();
   load->add_option("artifact", options->artifact, "name, id, or the start of an id");
-  load->add_option("--checkpoint", options->checkpoint,
-                   "Hugging Face directory or .gguf file below the service's --model-root");
+  load->add_option(
+      "--checkpoint", options->checkpoint,
+      "Hugging Face directory, .gguf file or artifact directory below the service's --model-root");
   load->add_option("--kv-cache", options->kv_cache,
                    "what keys and values are kept as (the service's --kv-cache-type)")
       ->check(CLI::IsMember({"float16", "int8", "int4"}));

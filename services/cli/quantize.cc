@@ -190,11 +190,13 @@ void AddQuantize(CLI::App& app, Command& command) {
     return CLI::IsMember(std::move(members), CLI::ignore_case);
   };
   sub->add_option("--method", options->method,
-                  "round to nearest, train block by block, then tune the scales end to end")
-      ->transform(names({"RTN", "BLOCK_AP", "BLOCK_AP_E2E_QP"}))
+                  "round to nearest; choose codes by GPTQ; train block by block; that, then tune "
+                  "the scales end "
+                  "to end")
+      ->transform(names({"RTN", "GPTQ", "BLOCK_AP", "BLOCK_AP_E2E_QP"}))
       ->capture_default_str();
   sub->add_option("--preset", options->preset, "how much time to spend")
-      ->transform(names({"QUICK", "STANDARD", "BEST"}))
+      ->transform(names({"QUICK", "STANDARD", "BEST", "REFERENCE"}))
       ->capture_default_str();
   sub->add_option("--calibration", options->calibration,
                   ".txt or .jsonl below the services' --data-root; default: text that the model "

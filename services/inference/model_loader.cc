@@ -2,10 +2,12 @@
 
 #include <absl/strings/str_cat.h>
 #include <absl/strings/strip.h>
+#include <unistd.h>
 
 #include <memory>
 #include <utility>
 
+#include "core/artifact/artifact.h"
 #include "core/artifact/scale_delta.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -18,6 +20,11 @@ namespace quern {
 namespace {
 
 constexpr size_t kFingerprintDigits = 12;
+
+// Whether a directory below the model root is an artifact, e.g. an imported one.
+bool IsArtifact(const std::string& path) {
+  return access(absl::StrCat(path, "/", kManifestName).c_str(), F_OK) == 0;
+}
 
 }  // namespace
 
@@ -58,9 +65,15 @@ std::optional<ModelMemory> ModelLoader::PlanMemory(const inference::v1::Model& m
   } else {
     const absl::StatusOr<std::string> path = ResolveBeneath(model_root_, model.checkpoint());
     if (!path.ok()) return std::nullopt;
-    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = OpenCheckpoint(*path);
-    if (!checkpoint.ok()) return std::nullopt;
-    source = MakeModelSource(std::shared_ptr<const Checkpoint>(*std::move(checkpoint)));
+    if (IsArtifact(*path)) {
+      const absl::StatusOr<Manifest> manifest = ReadManifest(*path);
+      if (!manifest.ok()) return std::nullopt;
+      source = MakeModelSource(std::make_shared<const PackedModel>(ShapeOf(*manifest)));
+    } else {
+      absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = OpenCheckpoint(*path);
+      if (!checkpoint.ok()) return std::nullopt;
+      source = MakeModelSource(std::shared_ptr<const Checkpoint>(*std::move(checkpoint)));
+    }
   }
   const absl::StatusOr<ModelMemory> need = engine_.PlanMemory(*source, options);
   return need.ok() ? *need : std::optional<ModelMemory>();
@@ -134,11 +147,18 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadArtifactModel(absl::string_
                                                                    const std::stop_token& stop) {
   ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(absl::StripPrefix(name, "artifacts/")));
   ASSIGN_OR_RETURN(LoadedArtifact artifact, ReadArtifact(digest, stop));
+  return LoadPacked(std::move(artifact), options, admit);
+}
+
+absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadPacked(LoadedArtifact artifact,
+                                                            const LoadOptions& options,
+                                                            const Admission& admit) {
+  const std::string id = std::move(artifact.id);
   const QuantFormat format = artifact.model.format;
   const auto source =
       MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact.model)));
-  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, options, digest.hex(), admit));
-  loaded.facts.artifact = digest.hex().substr(0, kFingerprintDigits);
+  ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, options, id, admit));
+  loaded.facts.artifact = id.substr(0, kFingerprintDigits);
   loaded.facts.bits = format.bits;
   loaded.facts.group_size = format.group_size;
   if (const std::string& base = artifact.manifest.base; !base.empty()) {
@@ -151,6 +171,10 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadCheckpointModel(absl::strin
                                                                      const LoadOptions& options,
                                                                      const Admission& admit) {
   ASSIGN_OR_RETURN(const std::string resolved, ResolveBeneath(model_root_, path));
+  if (IsArtifact(resolved)) {
+    ASSIGN_OR_RETURN(LoadedArtifact artifact, LoadArtifact(resolved));
+    return LoadPacked(std::move(artifact), options, admit);
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> opened, OpenCheckpoint(resolved));
   const std::shared_ptr<const Checkpoint> checkpoint = std::move(opened);
   // Reads the files once more, so that answers can be traced to exactly these bytes.

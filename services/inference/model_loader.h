@@ -60,6 +60,9 @@ class ModelLoader {
                                                          const std::stop_token& stop);
   absl::StatusOr<Loaded> LoadCheckpointModel(absl::string_view path, const LoadOptions& options,
                                              const Admission& admit);
+  // A whole model's artifact, or a scale delta's with its base's weights.
+  absl::StatusOr<Loaded> LoadPacked(LoadedArtifact artifact, const LoadOptions& options,
+                                    const Admission& admit);
   // A source of which only the shapes are to be had; null when the artifact is not in the cache.
   std::unique_ptr<ModelSource> ShapeOfCached(absl::string_view artifact) const;
   // Gives the engine the source and collects what requests need. `digest`: of what it was made of.

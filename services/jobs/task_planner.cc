@@ -50,37 +50,14 @@ Progress::Stage ToStage(Stage stage) {
   return result;
 }
 
-void FillResolved(const Task& task, ResolvedSettings& resolved) {
-  const BlockApSettings& from = task.block_ap;
-  quantization::v1::BlockApSettings& block_ap = *resolved.mutable_block_ap();
-  if (from.sample_count) block_ap.set_sample_count(*from.sample_count);
-  if (from.sequence_length_tokens) {
-    block_ap.set_sequence_length_tokens(*from.sequence_length_tokens);
-  }
-  if (from.epoch_count) block_ap.set_epoch_count(*from.epoch_count);
-  if (from.batch_size) block_ap.set_batch_size(*from.batch_size);
-  if (from.weight_learning_rate) block_ap.set_weight_learning_rate(*from.weight_learning_rate);
-  if (from.quant_learning_rate) block_ap.set_quant_learning_rate(*from.quant_learning_rate);
-  if (from.zero_point_learning_rate) {
-    block_ap.set_zero_point_learning_rate(*from.zero_point_learning_rate);
-  }
-  if (from.validation_sample_count) {
-    block_ap.set_validation_sample_count(*from.validation_sample_count);
-  }
-  const E2eQpSettings& tuning = task.e2e_qp;
-  quantization::v1::E2eQpSettings& e2e_qp = *resolved.mutable_e2e_qp();
-  if (tuning.sample_count) e2e_qp.set_sample_count(*tuning.sample_count);
-  if (tuning.sequence_length_tokens) {
-    e2e_qp.set_sequence_length_tokens(*tuning.sequence_length_tokens);
-  }
-  if (tuning.epoch_count) e2e_qp.set_epoch_count(*tuning.epoch_count);
-  if (tuning.batch_size) e2e_qp.set_batch_size(*tuning.batch_size);
-  if (tuning.learning_rate) e2e_qp.set_learning_rate(*tuning.learning_rate);
-  if (tuning.loss) {
-    e2e_qp.set_loss(*tuning.loss == E2eLoss::kDistillation
-                        ? quantization::v1::E2eQpSettings::DISTILLATION
-                        : quantization::v1::E2eQpSettings::CROSS_ENTROPY);
-  }
+// Every setting as the run uses it, by way of the JSON form that both sides know.
+absl::Status FillResolved(const Task& task, ResolvedSettings& resolved) {
+  const Json all = TaskToJson(task);
+  const Json settings = {{"block_ap", all.at("block_ap")}, {"e2e_qp", all.at("e2e_qp")}};
+  const auto status =
+      google::protobuf::util::JsonStringToMessage(DumpCanonicalJson(settings), &resolved);
+  if (status.ok()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("resolved settings: ", std::string(status.message())));
 }
 
 }  // namespace
@@ -135,7 +112,7 @@ absl::StatusOr<QuantizationJob> TaskPlanner::Plan(QuantizationJob job) const {
   absl::StatusOr<PlanResult> plan = MakePlan(task, *config, Machine{});
   if (!plan.ok()) return ForField("quantization_job.quantize", plan.status());
 
-  FillResolved(plan->resolved, *message.mutable_resolved());
+  RETURN_IF_ERROR(FillResolved(plan->resolved, *message.mutable_resolved()));
   for (const StageCost& cost : plan->stages) {
     quantization::v1::Plan::StageCost& stage = *job.mutable_plan()->add_stages();
     stage.set_stage(ToStage(cost.stage));

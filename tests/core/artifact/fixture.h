@@ -64,6 +64,15 @@ inline ModelConfig TinyConfig() {
   return config;
 }
 
+// The same with sizes that are multiples of 32, which other programs' layouts want.
+inline ModelConfig EvenConfig() {
+  ModelConfig config = TinyConfig();
+  config.hidden_size = 64;
+  config.intermediate_size = 96;
+  config.head_dim = 32;
+  return config;
+}
+
 // Weights by a fixed formula in exact arithmetic: the same on every machine.
 inline std::vector<float> FixedWeights(int64_t count, uint32_t seed) {
   std::vector<float> weights(count);

@@ -15,15 +15,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-// Sizes that GPTQ can express.
-ModelConfig EvenConfig() {
-  ModelConfig config = TinyConfig();
-  config.hidden_size = 64;
-  config.intermediate_size = 96;
-  config.head_dim = 32;
-  return config;
-}
-
 std::vector<uint32_t> Words(absl::Span<const uint8_t> fields, int bits) {
   const std::vector<int32_t> words = PackBitStream(fields, bits);
   return {words.begin(), words.end()};

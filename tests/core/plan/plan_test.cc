@@ -150,10 +150,33 @@ TEST(PlanTest, StagesFollowTheMethod) {
     return text;
   };
   EXPECT_EQ(names(QuantMethod::kRtn), "LOADING PACKING EVALUATING PUBLISHING ");
+  EXPECT_EQ(names(QuantMethod::kGptq),
+            "LOADING CALIBRATING BLOCK_AP PACKING EVALUATING PUBLISHING ");
   EXPECT_EQ(names(QuantMethod::kBlockAp),
             "LOADING CALIBRATING BLOCK_AP PACKING EVALUATING PUBLISHING ");
   EXPECT_EQ(names(QuantMethod::kBlockApE2eQp),
             "LOADING CALIBRATING BLOCK_AP E2E_QP PACKING EVALUATING PUBLISHING ");
+}
+
+TEST(PlanTest, TheReferencePresetIsThePublishedRecipe) {
+  Task task = QuickTask(2);
+  task.preset = Preset::kReference;
+  const auto plan = MakePlan(task, SmolLm2(), {});
+  ASSERT_OK(plan);
+  const BlockApSettings& block = plan->resolved.block_ap;
+  EXPECT_EQ(*block.sample_count * *block.epoch_count / *block.batch_size, 4096);
+  EXPECT_EQ(block.sequence_length_tokens, 2048);
+  EXPECT_EQ(block.weight_learning_rate, 2e-5);
+  EXPECT_EQ(block.quant_learning_rate, 1e-4);
+  EXPECT_EQ(block.zero_point_learning_rate, 1e-4);
+  EXPECT_EQ(block.validation_sample_count, 64);
+  EXPECT_EQ(block.start, QuantStart::kMinMax);
+  EXPECT_EQ(block.target, BlockTarget::kSourceStream);
+  EXPECT_EQ(block.loss, BlockLoss::kMeanSquares);
+  EXPECT_EQ(block.round_scales, false);
+  const E2eQpSettings& e2e = plan->resolved.e2e_qp;
+  EXPECT_EQ(*e2e.sample_count / *e2e.batch_size, 128);
+  EXPECT_EQ(e2e.loss, E2eLoss::kCrossEntropy);
 }
 
 // Measured with another program on the machine whose rate is the default: 124 s and 90 s (4 bits),
@@ -255,6 +278,12 @@ TEST(PlanTest, WhatCannotRunIsRefusedByField) {
   task.method = QuantMethod::kBlockAp;
   task.e2e_qp.loss = E2eLoss::kCrossEntropy;
   ExpectRefused(task, "e2e_qp is set, but method BLOCK_AP");
+  task = QuickTask(4);
+  task.method = QuantMethod::kGptq;
+  task.block_ap.sample_count = 8;
+  EXPECT_OK(MakePlan(task, SmolLm2(), {}));
+  task.block_ap.start = QuantStart::kSearch;
+  ExpectRefused(task, "beside sample_count and sequence_length_tokens");
   ModelConfig config = SmolLm2();
   config.num_key_value_heads = 2;
   ExpectRefused(QuickTask(4), "num_key_value_heads", config);

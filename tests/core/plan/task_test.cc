@@ -42,7 +42,8 @@ TEST(ParseTaskTest, BothSpellingsStringsAndNulls) {
       ParseTask(
           With(R"("seed":"-1","method":"BLOCK_AP","preset":1,"calibration":{"path":"a/b.jsonl"},)"
                R"("blockAp":{"sampleCount":"16","sequence_length_tokens":512,"epochCount":null,)"
-               R"("weightLearningRate":"3e-4","quantLearningRate":0},"e2eQp":null,)"
+               R"("weightLearningRate":"3e-4","quantLearningRate":0,"start":"GPTQ",)"
+               R"("target":2,"loss":"MEAN_SQUARES","round_scales":false},"e2eQp":null,)"
                R"("evaluation":{"path":"wiki.raw","chunkTokens":0,"max_chunk_count":7})")));
   EXPECT_EQ(task.seed, UINT64_MAX);
   EXPECT_EQ(task.method, QuantMethod::kBlockAp);
@@ -53,6 +54,10 @@ TEST(ParseTaskTest, BothSpellingsStringsAndNulls) {
   EXPECT_FALSE(task.block_ap.epoch_count.has_value());
   EXPECT_EQ(task.block_ap.weight_learning_rate, 3e-4);
   EXPECT_EQ(task.block_ap.quant_learning_rate, 0.0);
+  EXPECT_EQ(task.block_ap.start, QuantStart::kGptq);
+  EXPECT_EQ(task.block_ap.target, BlockTarget::kQuantizedStream);
+  EXPECT_EQ(task.block_ap.loss, BlockLoss::kMeanSquares);
+  EXPECT_EQ(task.block_ap.round_scales, false);
   EXPECT_EQ(task.evaluation_chunk_tokens, 0);
   EXPECT_EQ(task.evaluation_max_chunk_count, 7);
 }
@@ -83,8 +88,8 @@ TEST(ParseTaskTest, TypesAndRanges) {
   ExpectRefused(With(R"("seed":9223372036854775808)"), "seed is 9223372036854775808");
   ExpectRefused(With(R"("seed":18446744073709551616)"), "64 bits");
   ExpectRefused(With(R"("seed":true)"), "seed is true");
-  ExpectRefused(With(R"("method":"GPTQ")"), "method is \"GPTQ\", wanted one of");
-  ExpectRefused(With(R"("method":4)"), "method is 4");
+  ExpectRefused(With(R"("method":"AWQ")"), "method is \"AWQ\", wanted one of");
+  ExpectRefused(With(R"("method":9)"), "method is 9");
   ExpectRefused(With(R"("preset":-1)"), "preset is -1");
   ExpectRefused(With(R"("blockAp":[])"), "block_ap wanted an object");
   ExpectRefused(With(R"("blockAp":{"sampleCount":0})"), "block_ap.sample_count is 0");

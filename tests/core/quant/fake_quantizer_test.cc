@@ -167,6 +167,24 @@ TEST_P(FakeQuantizeFormatTest, OneSidedZeroAndConstantGroupsStayInRange) {
             6 * w.abs().max().item<float>() / q.shape.max_code());
 }
 
+// Outputs' squared error for inputs that are correlated, as a block's are.
+TEST_P(FakeQuantizeFormatTest, GptqLosesLessOfTheOutputsThanTheSearch) {
+  const at::Tensor mixing = Random({kCols / 4, kCols}, 20) + 0.3 * Random({1, kCols}, 21);
+  const at::Tensor x = Random({500, kCols / 4}, 22).mm(mixing) + 0.3 * Random({500, kCols}, 23);
+  const at::Tensor h = x.t().mm(x);
+  const at::Tensor w = Random({kRows, kCols}, 24);
+  const auto error = [&](const at::Tensor& weight, const QuantParameters& q) {
+    return x.mm((w - FakeQuantize(weight, q)).t()).square().sum().item<double>();
+  };
+  const QuantParameters searched = SearchQuantParameters(w, h.diagonal(), format());
+  at::Tensor values = w;
+  ASSERT_OK_AND_ASSIGN(const QuantParameters q, GptqQuantParameters(values, h, format()));
+  EXPECT_LT(error(values, q), 0.3 * error(w, searched));
+  // At most half a step beyond the outermost code: training can still move every code.
+  const at::Tensor ratio = (values - FakeQuantize(values, q)).abs().view({-1});
+  EXPECT_LE(ratio.max().item<double>(), 0.5001 * q.scale.abs().max().item<double>());
+}
+
 TEST_P(FakeQuantizeFormatTest, CodedLinearHasTheGradientsOfTheDenseProduct) {
   const at::Tensor w = Random({kRows, kCols}, 9);
   const QuantParameters q = SearchQuantParameters(w, at::ones({kCols}), format());

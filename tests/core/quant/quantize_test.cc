@@ -59,7 +59,14 @@ class QuantizeTest : public testing::Test {
                        .weight_learning_rate = 1e-3,
                        .quant_learning_rate = 1e-3,
                        .zero_point_learning_rate = 0.0,
-                       .validation_sample_count = 2};
+                       .validation_sample_count = 2,
+                       .start = QuantStart::kSearch,
+                       .target = BlockTarget::kSourceStream,
+                       .loss = BlockLoss::kRelativePerToken,
+                       .round_scales = true};
+    }
+    if (method == QuantMethod::kGptq) {
+      task.block_ap = {.sample_count = 8, .sequence_length_tokens = kLength};
     }
     if (method == QuantMethod::kBlockApE2eQp) {
       task.e2e_qp = {.sample_count = 8,
@@ -116,7 +123,7 @@ TEST_P(QuantizeFormatTest, EveryMethodGivesTheWholeModel) {
                                              : bits == 2 ? 4
                                                          : 8};
   for (QuantMethod method :
-       {QuantMethod::kRtn, QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp}) {
+       {QuantMethod::kRtn, QuantMethod::kGptq, QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp}) {
     options_.work_directory = directory_ + "/work" + std::to_string(static_cast<int>(method));
     ASSERT_OK_AND_ASSIGN(const PackedModel model, Run(MakeTask(method, format)));
     EXPECT_EQ(model.config, checkpoint_->config());
@@ -203,6 +210,50 @@ TEST_F(QuantizeTest, EndToEndTrainingChangesScalesAlone) {
     num_changed += UnpackScales(matrix) != UnpackScales(tuned.matrices.at(name));
   }
   EXPECT_EQ(num_changed, 14);
+}
+
+TEST_F(QuantizeTest, EveryStartTargetAndLossTrains) {
+  const Task plain = MakeTask(QuantMethod::kBlockAp, {.bits = 3});
+  const auto run = [&](const Task& task, const std::string& name) {
+    options_.work_directory = directory_ + "/" + name;
+    EXPECT_OK(Run(task)) << name;
+    return Losses(Stage::kBlockAp);
+  };
+  const std::vector<double> base = run(plain, "plain");
+  ASSERT_EQ(base.size(), 2u);
+  Task task = plain;
+  task.block_ap.start = QuantStart::kMinMax;
+  EXPECT_GT(run(task, "min_max")[0], base[0]);
+  task.block_ap.start = QuantStart::kGptq;
+  EXPECT_LT(run(task, "gptq")[0], base[0]) << "a random block's outputs, too, are correlated";
+  for (const BlockTarget target : {BlockTarget::kQuantizedStream, BlockTarget::kBoth}) {
+    task = plain;
+    task.block_ap.target = target;
+    const std::vector<double> losses = run(task, "target" + std::to_string(int(target)));
+    ASSERT_EQ(losses.size(), 2u);
+    // Both streams begin with almost the same states; after a block they differ.
+    EXPECT_NE(losses[1], base[1]);
+  }
+  task = plain;
+  task.block_ap.loss = BlockLoss::kMeanSquares;
+  EXPECT_NE(run(task, "squares")[0], base[0]);
+  task = plain;
+  task.block_ap.round_scales = false;
+  EXPECT_NEAR(run(task, "free")[0], base[0], 0.05 * base[0]);
+}
+
+TEST_F(QuantizeTest, GptqGoesOnWhereItWasStopped) {
+  const Task task = MakeTask(QuantMethod::kGptq, {.bits = 4});
+  ASSERT_OK_AND_ASSIGN(const PackedModel whole, Run(task));
+  ASSERT_EQ(progress_.size(), 2u);
+  EXPECT_FALSE(progress_[0].loss.has_value()) << "nothing is trained";
+  options_.work_directory = directory_ + "/stopped";
+  int left = 1;
+  options_.cancelled = [&left] { return left-- == 0; };
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kCancelled, HasSubstr("before block 1")));
+  options_.cancelled = {};
+  ASSERT_OK_AND_ASSIGN(const PackedModel resumed, Run(task));
+  ExpectSameBytes(whole, resumed);
 }
 
 // Stopping at any question whether to stop is what a kill between two steps leaves behind.

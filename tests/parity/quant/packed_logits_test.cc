@@ -70,7 +70,11 @@ TEST_P(PackedLogitsTest, EngineAndLibTorchAgree) {
                    .weight_learning_rate = 1e-3,
                    .quant_learning_rate = 1e-3,
                    .zero_point_learning_rate = 0.0,
-                   .validation_sample_count = 0};
+                   .validation_sample_count = 0,
+                   .start = QuantStart::kSearch,
+                   .target = BlockTarget::kSourceStream,
+                   .loss = BlockLoss::kRelativePerToken,
+                   .round_scales = true};
   ASSERT_OK_AND_ASSIGN(
       PackedModel packed,
       Quantize(*checkpoint, task, {Tokens(1), Tokens(2), Tokens(3), Tokens(4)},

@@ -3,6 +3,7 @@
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/convert/export.h"
 #include "tests/core/artifact/fixture.h"
 #include "tests/services/cli/cli_fixture.h"
 #include "tests/support/tiny_model.h"
@@ -395,6 +396,28 @@ TEST_F(CommandsTest, InterruptCancelsTheGeneration) {
   ASSERT_OK(process->Signal(SIGINT));
   EXPECT_EQ(Finish(*process).exit_code, 1);
   EXPECT_TRUE(Eventually([&] { return services_.client_left.load(); }));
+}
+
+TEST_F(CommandsTest, ImportMakesAnArtifactThatRunsHere) {
+  const PackedModel model = TinyModel({.bits = 4, .group_size = 32}, EvenConfig());
+  const std::string gptq = directory_.Path("gptq");
+  ASSERT_OK(CreateDirectories(gptq));
+  ASSERT_OK(ExportModel(model, ExportForm::kGptqV2, gptq));
+  const std::string imported = directory_.Path("imported");
+  const Result made = RunConnected({"artifacts", "import", gptq, imported});
+  EXPECT_EQ(made.exit_code, 0) << made.error;
+  EXPECT_THAT(made.output, HasSubstr("GPTQ v2, w4 g32"));
+  ASSERT_OK_AND_ASSIGN(const LoadedArtifact artifact, LoadArtifact(imported));
+  const std::string name = "model.layers.0.mlp.down_proj.weight";
+  EXPECT_EQ(Dequantize(artifact.model.matrices.at(name)), Dequantize(model.matrices.at(name)));
+  const Json again = RunJson({"artifacts", "import", gptq, directory_.Path("again")});
+  EXPECT_EQ(again.at("artifact"), artifact.id) << "the same bytes again";
+  EXPECT_EQ(again.at("roundedScales"), 0);
+  EXPECT_THAT(RunConnected({"artifacts", "import", gptq, imported}).error, HasSubstr("exists"));
+  const Result refused = RunConnected({"artifacts", "import", "/nowhere", directory_.Path("x")});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.error, HasSubstr("NOT_FOUND"));
+  EXPECT_FALSE(std::filesystem::exists(directory_.Path("x")));
 }
 
 TEST_F(CommandsTest, EvalAndBenchRunHere) {

@@ -35,6 +35,18 @@ TEST_F(ModelsTest, PullsAnArtifactAndServesIt) {
   EXPECT_THAT(artifacts_.Reads(kWeights), SizeIs(1));
 }
 
+TEST_F(ModelsTest, AnArtifactBelowTheModelRootIsServedFromThere) {
+  const std::string artifact = PublishArtifact();
+  std::filesystem::rename(directory_.Path("artifact-1"), directory_.Path("models/imported"));
+  const Model model = Load(CheckpointRequest("m", "imported"));
+  ASSERT_EQ(model.state(), Model::ACTIVE) << model.failure_message();
+  ASSERT_OK_AND_ASSIGN(const GenerateTextResponse response, Generate(Request("Once", 5, "m")));
+  EXPECT_EQ(response.system_fingerprint().substr(0, 13), artifact.substr(10, 12) + "-");
+  EXPECT_THAT(artifacts_.Reads(kWeights), SizeIs(0));
+  OverwriteFile(directory_.Path("models/imported/model.safetensors"), "short");
+  EXPECT_EQ(Load(CheckpointRequest("damaged", "imported")).state(), Model::FAILED);
+}
+
 TEST_F(ModelsTest, CacheServesWithoutQuernJobs) {
   const std::string artifact = PublishArtifact();
   EXPECT_EQ(Load(ArtifactRequest("m", artifact)).state(), Model::ACTIVE);

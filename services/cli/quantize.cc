@@ -39,6 +39,8 @@ struct QuantizeOptions {
   int eval_chunk_tokens = 0;
   int64_t seed = 0;
   std::string loss;
+  std::string start;
+  std::string target;
   std::optional<int> block_ap_samples;
   std::optional<int> block_ap_epochs;
   std::optional<int> e2e_samples;
@@ -107,6 +109,21 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
     task.mutable_block_ap()->set_sample_count(*options.block_ap_samples);
   if (options.block_ap_epochs) task.mutable_block_ap()->set_epoch_count(*options.block_ap_epochs);
   if (options.e2e_samples) task.mutable_e2e_qp()->set_sample_count(*options.e2e_samples);
+  // CLI11 has checked both against the names.
+  if (!options.start.empty()) {
+    quantization_pb::BlockApSettings::Start start;
+    if (!quantization_pb::BlockApSettings::Start_Parse(options.start, &start)) {
+      return absl::InvalidArgumentError("--start: unknown name");
+    }
+    task.mutable_block_ap()->set_start(start);
+  }
+  if (!options.target.empty()) {
+    quantization_pb::BlockApSettings::Target target;
+    if (!quantization_pb::BlockApSettings::Target_Parse(options.target, &target)) {
+      return absl::InvalidArgumentError("--target: unknown name");
+    }
+    task.mutable_block_ap()->set_target(target);
+  }
   if (!options.loss.empty()) {
     quantization_pb::E2eQpSettings::Loss loss;
     if (!quantization_pb::E2eQpSettings::Loss_Parse(options.loss, &loss)) {
@@ -214,6 +231,15 @@ void AddQuantize(CLI::App& app, Command& command) {
       ->capture_default_str();
   sub->add_option("--loss", options->loss, "of E2E-QP")
       ->transform(names({"DISTILLATION", "CROSS_ENTROPY"}));
+  sub->add_option(
+         "--start", options->start,
+         "where Block-AP starts: each group's whole range; the range with the least error; "
+         "that, and codes chosen as by GPTQ")
+      ->transform(names({"MIN_MAX", "SEARCH", "GPTQ"}));
+  sub->add_option("--target", options->target,
+                  "what Block-AP compares a block's output with: the source block's for the "
+                  "source's own states, for the quantized model's, or both")
+      ->transform(names({"SOURCE_STREAM", "QUANTIZED_STREAM", "BOTH_STREAMS"}));
   sub->add_option("--block-ap-samples", options->block_ap_samples, "instead of the preset's");
   sub->add_option("--block-ap-epochs", options->block_ap_epochs, "instead of the preset's");
   sub->add_option("--e2e-samples", options->e2e_samples, "instead of the preset's");

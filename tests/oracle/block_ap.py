@@ -12,8 +12,12 @@ import math
 import struct
 import sys
 
-import numpy
-import torch
+try:
+    import numpy
+    import torch
+except ImportError as error:
+    print(f"skipped: {error}; apt-get install python3-torch")
+    sys.exit(77)
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN = 32, 4, 2, 8, 64
 SEQUENCES, LENGTH, BATCH, EPOCHS = 10, 16, 2, 10  # 50 steps

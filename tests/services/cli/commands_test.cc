@@ -97,10 +97,11 @@ class CommandsTest : public CliTest {
 
 TEST_F(CommandsTest, QuantizeSendsTheWholeTask) {
   ScriptSuccess();
-  const Result result = RunConnected(
-      {"quantize", "dir/model", "--bits=3", "--group-size=128", "--symmetric", "--method=block_ap",
-       "--preset=quick", "--calibration=c.txt", "--eval-text=e.txt", "--eval-chunks=9", "--seed=5",
-       "--label=team=a", "--loss=cross_entropy", "--e2e-samples=12"});
+  const Result result = RunConnected({"quantize", "dir/model", "--bits=3", "--group-size=128",
+                                      "--symmetric", "--method=block_ap", "--preset=quick",
+                                      "--calibration=c.txt", "--eval-text=e.txt", "--eval-chunks=9",
+                                      "--seed=5", "--label=team=a", "--loss=cross_entropy",
+                                      "--e2e-samples=12", "--start=gptq", "--target=both_streams"});
   EXPECT_EQ(result.exit_code, 0) << result.error;
   const auto& request = services_.created_job;
   EXPECT_THAT(request.request_id(), testing::MatchesRegex("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-"
@@ -119,6 +120,8 @@ TEST_F(CommandsTest, QuantizeSendsTheWholeTask) {
   EXPECT_EQ(task.evaluation().max_chunk_count(), 9);
   EXPECT_EQ(task.seed(), 5);
   EXPECT_EQ(task.e2e_qp().sample_count(), 12);
+  EXPECT_EQ(task.block_ap().start(), quantization::v1::BlockApSettings::GPTQ);
+  EXPECT_EQ(task.block_ap().target(), quantization::v1::BlockApSettings::BOTH_STREAMS);
   EXPECT_EQ(request.quantization_job().labels().at("team"), "a");
 }
 

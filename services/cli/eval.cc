@@ -1,19 +1,22 @@
-// `quern eval`: fidelity of models to their source on a text, in this process.
+// `quern eval`: fidelity of models to their source on a text, and zero-shot tasks, in this process.
 
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
+#include <absl/strings/strip.h>
 
 #include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/status_macros.h"
 #include "core/eval/evaluate.h"
+#include "core/eval/zero_shot.h"
 #include "services/cli/commands.h"
 #include "services/cli/format.h"
 #include "services/cli/local_model.h"
@@ -27,6 +30,8 @@ struct EvalOptions {
   std::vector<std::string> models;
   std::string source;
   std::string text;
+  std::vector<std::string> tasks;
+  int max_items = 0;
   Precision precision = Precision::kMixed;
   Precision source_precision = Precision::kMixed;
   KvCacheType kv_cache_type = KvCacheType::kFloat16;
@@ -40,20 +45,56 @@ std::string NameOf(const std::string& path) {
   return (clean.has_filename() ? clean : clean.parent_path()).filename().string();
 }
 
-absl::Status PrintRows(const std::vector<EvaluationRow>& rows, const Context& context) {
-  if (context.json()) {
-    Json list = Json::array();
-    for (const EvaluationRow& row : rows) {
-      list.push_back({{"model", row.model},
-                      {"dataset", row.dataset},
-                      {"perplexity", row.perplexity},
-                      {"klDivergence", row.kl_divergence},
-                      {"top1Agreement", row.top1_agreement},
-                      {"tokenCount", row.token_count}});
-    }
-    std::cout << Json{{"rows", list}}.dump() << std::endl;
-    return absl::OkStatus();
+struct Results {
+  std::vector<EvaluationRow> text;
+  std::vector<ZeroShotRow> tasks;
+};
+
+void PrintAsJson(const Results& results) {
+  Json list = Json::array();
+  for (const EvaluationRow& row : results.text) {
+    list.push_back({{"model", row.model},
+                    {"dataset", row.dataset},
+                    {"perplexity", row.perplexity},
+                    {"klDivergence", row.kl_divergence},
+                    {"top1Agreement", row.top1_agreement},
+                    {"tokenCount", row.token_count}});
   }
+  Json tasks = Json::array();
+  for (const ZeroShotRow& row : results.tasks) {
+    tasks.push_back({{"model", row.model},
+                     {"task", row.task},
+                     {"itemCount", row.num_items},
+                     {"accuracy", row.accuracy},
+                     {"accuracyError", row.accuracy_error},
+                     {"difference", row.difference},
+                     {"differenceError", row.difference_error}});
+    if (row.accuracy_norm.has_value()) {
+      tasks.back()["accuracyNorm"] = *row.accuracy_norm;
+      tasks.back()["accuracyNormError"] = *row.accuracy_norm_error;
+    }
+  }
+  std::cout << Json{{"rows", list}, {"tasks", tasks}}.dump() << std::endl;
+}
+
+// A share with its standard error, in per cent.
+std::string Share(double share, double error) {
+  return absl::StrFormat("%.2f ± %.2f", 100 * share, 100 * error);
+}
+
+void PrintTasks(const std::vector<ZeroShotRow>& rows) {
+  std::vector<std::vector<std::string>> cells = {
+      {"task", "model", "items", "acc, %", "acc_norm, %", "acc - source's"}};
+  for (const ZeroShotRow& row : rows) {
+    cells.push_back(
+        {row.task, row.model, FormatCount(row.num_items), Share(row.accuracy, row.accuracy_error),
+         row.accuracy_norm.has_value() ? Share(*row.accuracy_norm, *row.accuracy_norm_error) : "",
+         row.model == "source" ? "" : Share(row.difference, row.difference_error)});
+  }
+  std::cout << FormatTable(cells, {false, false, true, true, true, true});
+}
+
+void PrintText(const std::vector<EvaluationRow>& rows) {
   std::vector<std::vector<std::string>> cells = {
       {"model", "perplexity", "KL to source", "same top-1", "tokens"}};
   for (const EvaluationRow& row : rows) {
@@ -64,10 +105,23 @@ absl::Status PrintRows(const std::vector<EvaluationRow>& rows, const Context& co
                      FormatCount(row.token_count)});
   }
   std::cout << FormatTable(cells, {false, true, true, true, true});
-  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ZeroShotTask>> ReadTasks(const EvalOptions& options) {
+  std::vector<ZeroShotTask> tasks;
+  for (const std::string& path : options.tasks) {
+    ASSIGN_OR_RETURN(const std::string jsonl, ReadFile(path, kMaxTextBytes));
+    const std::string name(absl::StripSuffix(NameOf(path), ".jsonl"));
+    ASSIGN_OR_RETURN(ZeroShotTask task, ParseZeroShotTask(name, jsonl, options.max_items));
+    tasks.push_back(std::move(task));
+  }
+  return tasks;
 }
 
 absl::Status RunEval(const EvalOptions& options, const Context& context) {
+  if (options.text.empty() && options.tasks.empty()) {
+    return absl::InvalidArgumentError("--text or --tasks is wanted");
+  }
   if (absl::EndsWith(options.text, ".jsonl")) {
     return absl::InvalidArgumentError(
         absl::StrCat("--text ", options.text, ": plain text is wanted, not JSON lines"));
@@ -84,7 +138,11 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
   }
   const Precision source_precision =
       options.source.empty() ? options.precision : options.source_precision;
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(options.text, kMaxTextBytes));
+  std::string text;
+  if (!options.text.empty()) {
+    ASSIGN_OR_RETURN(text, ReadFile(options.text, kMaxTextBytes));
+  }
+  ASSIGN_OR_RETURN(const std::vector<ZeroShotTask> tasks, ReadTasks(options));
   ASSIGN_OR_RETURN(const auto engine, MakeLocalEngine(options.threads));
   ASSIGN_OR_RETURN(const LocalModel source,
                    LoadLocalModel(*engine, source_path, {.precision = source_precision}));
@@ -100,30 +158,58 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
                        {.precision = options.precision, .kv_cache_type = options.kv_cache_type}));
     models.push_back({NameOf(path), model.handle});
   }
-  ASSIGN_OR_RETURN(EvaluationText chunks, ChunkText(*source.tokenizer, NameOf(options.text), text,
-                                                    options.chunk_tokens, options.max_chunks));
   const bool show = context.terminal() && !context.json();
   const auto on_progress = [show](int64_t done, int64_t total) {
     if (show) std::cout << "\r\x1b[2Kscored " << done << " of " << total << std::flush;
   };
-  const absl::StatusOr<std::vector<EvaluationRow>> rows =
-      Evaluate(*engine, source.handle, models, {std::move(chunks)}, on_progress);
-  if (show) std::cout << "\r\x1b[2K" << std::flush;
-  RETURN_IF_ERROR(rows.status());
-  return PrintRows(*rows, context);
+  const auto clear = [show] {
+    if (show) std::cout << "\r\x1b[2K" << std::flush;
+  };
+  Results results;
+  if (!options.text.empty()) {
+    ASSIGN_OR_RETURN(EvaluationText chunks, ChunkText(*source.tokenizer, NameOf(options.text), text,
+                                                      options.chunk_tokens, options.max_chunks));
+    absl::StatusOr<std::vector<EvaluationRow>> rows =
+        Evaluate(*engine, source.handle, models, {std::move(chunks)}, on_progress);
+    clear();
+    RETURN_IF_ERROR(rows.status());
+    results.text = *std::move(rows);
+    if (!context.json()) PrintText(results.text);
+  }
+  if (!tasks.empty()) {
+    absl::StatusOr<std::vector<ZeroShotRow>> rows =
+        EvaluateZeroShot(*engine, source.handle, models, tasks, on_progress);
+    clear();
+    RETURN_IF_ERROR(rows.status());
+    results.tasks = *std::move(rows);
+    if (!context.json()) {
+      if (!results.text.empty()) std::cout << "\n";
+      PrintTasks(results.tasks);
+    }
+  }
+  if (context.json()) PrintAsJson(results);
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 void AddEval(CLI::App& app, Command& command) {
   auto options = std::make_shared<EvalOptions>();
-  CLI::App* sub = app.add_subcommand("eval", "Compare models with their source on a text, locally");
+  CLI::App* sub =
+      app.add_subcommand("eval", "Compare models with their source on a text or tasks, locally");
   sub->add_option("models", options->models, "artifact directories or checkpoints")->required();
   sub->add_option(
       "--source", options->source,
       "the checkpoint they came from, its KV cache of half floats; with --kv-cache int8 "
       "or int4 and one model: that one when left out");
-  sub->add_option("--text", options->text, "plain text, UTF-8")->required();
+  sub->add_option("--text", options->text, "plain text, UTF-8: perplexity, KL divergence");
+  sub->add_option(
+      "--tasks", options->tasks,
+      "zero-shot tasks as JSON lines (query, choices, gold; context_options, "
+      "continuation, gold; context, continuation): PIQA, ARC, WinoGrande, LAMBADA, ...");
+  sub->add_option("--max-items", options->max_items, "of each task, from its start; 0: all")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
   AddPrecision(*sub, "--precision", "of packed matrices of the models", options->precision);
   AddPrecision(*sub, "--source-precision", "of packed matrices of the source",
                options->source_precision);

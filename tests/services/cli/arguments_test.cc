@@ -51,7 +51,7 @@ TEST_F(ArgumentsTest, UsageErrors) {
       {{"complete", "m"}, "prompt"},
       {{"chat"}, "model"},
       {{"complete", "m", "p", "--top-k", "x"}, "--top-k"},
-      {{"eval", "m"}, "--text"},
+      {{"eval"}, "models"},
       {{"eval", "m", "--text", "t", "--kv-cache", "int2"}, "--kv-cache"},
       {{"models", "load", "m", "a", "--kv-cache", "fp16"}, "--kv-cache"},
       {{"bench"}, "subcommand"},

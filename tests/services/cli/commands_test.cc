@@ -437,6 +437,35 @@ TEST_F(CommandsTest, EvalAndBenchRunHere) {
   EXPECT_EQ(eval.at("rows").at(0).at("tokenCount"), 3 * 31);
 }
 
+TEST_F(CommandsTest, EvalAnswersZeroShotTasks) {
+  const std::string tiny = directory_.Path("tiny");
+  ASSERT_OK(WriteTinyCheckpoint(tiny));
+  const std::string piqa = directory_.Path("piqa.jsonl");
+  OverwriteFile(piqa, R"({"query":"Question: a?","choices":["b","c"],"gold":0})"
+                      "\n"
+                      R"({"query":"Question: d?","choices":["e","f"],"gold":1})"
+                      "\n");
+  const Json eval = RunJson({"eval", tiny, "--source=" + tiny, "--tasks=" + piqa});
+  EXPECT_EQ(eval.at("rows").size(), 0U);
+  ASSERT_EQ(eval.at("tasks").size(), 2U);
+  EXPECT_EQ(eval.at("tasks").at(1).at("task"), "piqa");
+  EXPECT_EQ(eval.at("tasks").at(1).at("itemCount"), 2);
+  EXPECT_EQ(eval.at("tasks").at(1).at("difference"), 0.0);
+  EXPECT_TRUE(eval.at("tasks").at(1).contains("accuracyNorm"));
+  EXPECT_EQ(RunJson({"eval", tiny, "--source=" + tiny, "--tasks=" + piqa, "--max-items=1"})
+                .at("tasks")
+                .at(0)
+                .at("itemCount"),
+            1);
+  EXPECT_THAT(RunConnected({"eval", tiny, "--source=" + tiny, "--tasks=" + piqa}).output,
+              HasSubstr("acc - source's"));
+  EXPECT_THAT(RunConnected({"eval", tiny, "--source=" + tiny}).error,
+              HasSubstr("--text or --tasks is wanted"));
+  OverwriteFile(piqa, "{}");
+  EXPECT_THAT(RunConnected({"eval", tiny, "--source=" + tiny, "--tasks=" + piqa}).error,
+              HasSubstr("piqa, line 1"));
+}
+
 TEST_F(CommandsTest, EvalMeasuresWhatTheKvCacheCosts) {
   ASSERT_OK(WriteTinyCheckpoint(directory_.Path("tiny")));
   OverwriteFile(directory_.Path("text.txt"), std::string(4000, 'a') + " some other words");

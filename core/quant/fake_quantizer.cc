@@ -301,16 +301,15 @@ absl::StatusOr<QuantParameters> GptqQuantParameters(at::Tensor& weight,
   ASSIGN_OR_RETURN(const at::Tensor u, DampAndFactor(h));
   at::Tensor values = original.clone();
   const SearchedGrid grid = GridOf(result);
-  const SecondMoments moments{h.const_data_ptr<float>(), u.const_data_ptr<float>()};
   float* out = values.data_ptr<float>();
   ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
-    GptqRows(result.shape, format.symmetric, moments, begin, end, out, grid);
+    GptqRows(result.shape, format.symmetric, u.const_data_ptr<float>(), begin, end, out, grid);
   });
   at::Tensor products =
       (original - FakeQuantize(values, result.scale, result.zero_point, result.shape)).mm(h);
   ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
-    RefineCodesRows(result.shape, original.const_data_ptr<float>(), moments.h, kNumPasses, begin,
-                    end, products.data_ptr<float>(), out, grid);
+    RefineCodesRows(result.shape, original.const_data_ptr<float>(), h.const_data_ptr<float>(),
+                    kNumPasses, begin, end, products.data_ptr<float>(), out, grid);
   });
   weight = values.to(weight.device());
   return ToDevice(std::move(result), weight.device());
@@ -335,7 +334,11 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const at::Tensor& scale,
 
 at::Tensor UsedScale(const QuantParameters& parameters) {
   if (parameters.round_scale) return RoundScale(parameters.scale);
-  return StraightThrough::apply(parameters.scale, parameters.scale.detach().clamp(1e-4, 1e4));
+  const at::Tensor scale = parameters.scale.detach();
+  at::Tensor used = scale.clamp(1e-4, 1e4);
+  // A symmetric grid's sign is part of it.
+  if (parameters.symmetric) used = at::where(scale < 0, -(-scale).clamp(1e-4, 1e4), used);
+  return StraightThrough::apply(parameters.scale, used);
 }
 
 at::Tensor FakeQuantize(const at::Tensor& weight, const QuantParameters& parameters) {

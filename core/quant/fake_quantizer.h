@@ -19,8 +19,8 @@ struct QuantParameters {
   bool symmetric = false;
   at::Tensor scale;
   at::Tensor zero_point;
-  // Whether scales are used as they will be stored (RoundScale); else clamped to [1e-4, 1e4], the
-  // gradient passed straight through, as EfficientQAT does.
+  // Whether scales are used as they will be stored (RoundScale); else clamped to [1e-4, 1e4] (in
+  // magnitude, when symmetric), the gradient passed straight through, as EfficientQAT does.
   bool round_scale = true;
 };
 

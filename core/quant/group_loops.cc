@@ -269,7 +269,7 @@ QUERN_INLINE void SearchGroup(const GroupShape& shape, bool symmetric, const flo
   Search(one, symmetric, w, importance, 0, 1, {grid.scales + group, grid.zero_points + group});
 }
 
-QUERN_INLINE void Gptq(const GroupShape& shape, bool symmetric, const SecondMoments& moments,
+QUERN_INLINE void Gptq(const GroupShape& shape, bool symmetric, const float* factor,
                        int64_t row_begin, int64_t row_end, float* weights,
                        const SearchedGrid& grid) {
   const float max_code = static_cast<float>((1 << shape.bits) - 1);
@@ -278,14 +278,14 @@ QUERN_INLINE void Gptq(const GroupShape& shape, bool symmetric, const SecondMome
   // What an error in a column costs once those after it have made up for it: 1 / U_kk^2.
   std::vector<float> importance(cols);
   for (int64_t k = 0; k < cols; ++k) {
-    const float pivot = moments.u[k * cols + k];
+    const float pivot = factor[k * cols + k];
     importance[k] = 1 / (pivot * pivot);
   }
   for (int64_t begin = row_begin; begin < row_end; begin += kRowsAtOnce) {
     const int64_t end = begin + kRowsAtOnce < row_end ? begin + kRowsAtOnce : row_end;
     for (int64_t k = 0; k < cols; ++k) {
       const int64_t group = k / shape.group_size;
-      const float* u = moments.u + k * cols;
+      const float* u = factor + k * cols;
       for (int64_t row = begin; row < end; ++row) {
         float* w = weights + row * cols;
         const int64_t at = row * num_groups + group;
@@ -492,10 +492,10 @@ QUERN_CLONES void MinMaxGridRows(const GroupShape& shape, bool symmetric, const 
   MinMax(shape, symmetric, weights, row_begin, row_end, grid);
 }
 
-QUERN_CLONES void GptqRows(const GroupShape& shape, bool symmetric, const SecondMoments& moments,
+QUERN_CLONES void GptqRows(const GroupShape& shape, bool symmetric, const float* u,
                            int64_t row_begin, int64_t row_end, float* weights,
                            const SearchedGrid& grid) {
-  Gptq(shape, symmetric, moments, row_begin, row_end, weights, grid);
+  Gptq(shape, symmetric, u, row_begin, row_end, weights, grid);
 }
 
 QUERN_CLONES void RefineCodesRows(const GroupShape& shape, const float* original, const float* h,

@@ -86,26 +86,20 @@ void SearchGridRows(const GroupShape& shape, bool symmetric, const float* weight
 void MinMaxGridRows(const GroupShape& shape, bool symmetric, const float* weights,
                     int64_t row_begin, int64_t row_end, const SearchedGrid& grid);
 
-// The second moments of a matrix's inputs, H = sum over tokens of x x^T with something added to
-// its diagonal, and the upper triangular U with U^T U = H^-1; both [cols, cols].
-struct SecondMoments {
-  const float* h = nullptr;
-  const float* u = nullptr;
-};
-
 // GPTQ (arXiv 2210.17323, algorithm 1, without reordering): codes column by column, each column's
 // error made up for by those after it as far as the inputs are correlated. A group's grid is
-// searched, as above, when its first column is reached. weights: in, the matrix; out, the value
-// each code was rounded from.
-void GptqRows(const GroupShape& shape, bool symmetric, const SecondMoments& moments,
-              int64_t row_begin, int64_t row_end, float* weights, const SearchedGrid& grid);
+// searched, as above, when its first column is reached. u: upper triangular, [cols, cols], with
+// U^T U = H^-1, where H = sum over tokens of x x^T with something added to its diagonal. weights:
+// in, the matrix; out, the value each code was rounded from.
+void GptqRows(const GroupShape& shape, bool symmetric, const float* u, int64_t row_begin,
+              int64_t row_end, float* weights, const SearchedGrid& grid);
 
-// Lowers e^T H e, e = original - fake, one coordinate after the other until none changes or
-// `num_passes` is reached: each code in turn becomes the best one given all others (as QuantEase,
-// arXiv 2309.01885, does), and between passes each scale its least-squares value.
-// weights: in, values that round to the codes to start from; out, each code's best value given
-// the others, at most 0.49 steps beyond the outermost code. error_products: [rows, cols], e H of
-// the start; overwritten.
+// Lowers e^T H e (h: [cols, cols], as above), e = original - fake, one coordinate after the other
+// until none changes or `num_passes` is reached: each code in turn becomes the best one given all
+// others (as QuantEase, arXiv 2309.01885, does), and between passes each scale its least-squares
+// value. weights: in, values that round to the codes to start from; out, each code's best value
+// given the others, at most 0.49 steps beyond the outermost code. error_products: [rows, cols], e H
+// of the start; overwritten.
 void RefineCodesRows(const GroupShape& shape, const float* original, const float* h, int num_passes,
                      int64_t row_begin, int64_t row_end, float* error_products, float* weights,
                      const SearchedGrid& grid);

@@ -59,8 +59,8 @@ struct TorchModel {
 // - The full moments of v are those of its inputs as attention mixes them (the mean over the heads
 //   of A X), and those of k count each token by how far the attention to it can change (the sum
 //   over the queries of A (1 - A)), both again relative to the query's state. Else a token that
-//   every query looks at, as the first one often is, counts like any other, and one block in
-//   thirty loses ten times as much as it needs to.
+//   every query looks at, as the first one often is, counts like any other, and its error
+//   is everywhere.
 struct InputMoments {
   enum class Form { kDiagonal, kFull };
   Form form = Form::kDiagonal;

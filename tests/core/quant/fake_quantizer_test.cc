@@ -167,6 +167,14 @@ TEST_P(FakeQuantizeFormatTest, OneSidedZeroAndConstantGroupsStayInRange) {
             6 * w.abs().max().item<float>() / q.shape.max_code());
 }
 
+TEST_P(FakeQuantizeFormatTest, FreeScalesKeepTheirSigns) {
+  const at::Tensor w = Random({kRows, kCols}, 30);
+  QuantParameters q = SearchQuantParameters(w, at::ones({kCols}), format());
+  const at::Tensor rounded = FakeQuantize(w, q);
+  q.round_scale = false;  // the search gives half floats: nothing is to round
+  EXPECT_TRUE(at::allclose(FakeQuantize(w, q), rounded, 1e-6, 1e-4));
+}
+
 // Outputs' squared error for inputs that are correlated, as a block's are.
 TEST_P(FakeQuantizeFormatTest, GptqLosesLessOfTheOutputsThanTheSearch) {
   const at::Tensor mixing = Random({kCols / 4, kCols}, 20) + 0.3 * Random({1, kCols}, 21);

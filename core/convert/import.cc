@@ -88,19 +88,25 @@ int64_t WordsOf(FieldLayout layout, int64_t count, int bits) {
   return (count + per_word - 1) / per_word;
 }
 
-absl::StatusOr<const TensorView*> FindPart(const PackedCheckpoint& checkpoint,
-                                           absl::string_view name, DType dtype) {
+absl::StatusOr<const TensorView*> FindMatrix(const PackedCheckpoint& checkpoint,
+                                             absl::string_view name) {
   const TensorView* view = checkpoint.Find(name);
   if (view == nullptr) {
     return absl::DataLossError(absl::StrCat(name, ": is missing from the weights"));
   }
-  if (dtype == DType::kI32 && view->dtype != dtype) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, ": dtype is ", DTypeName(view->dtype), ", wanted I32"));
-  }
   if (view->shape.size() != 2) {
     return absl::DataLossError(
         absl::StrCat(name, ": has ", view->shape.size(), " dimensions, wanted 2"));
+  }
+  return view;
+}
+
+absl::StatusOr<const TensorView*> FindWords(const PackedCheckpoint& checkpoint,
+                                            absl::string_view name) {
+  ASSIGN_OR_RETURN(const TensorView* view, FindMatrix(checkpoint, name));
+  if (view->dtype != DType::kI32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": dtype is ", DTypeName(view->dtype), ", wanted I32"));
   }
   return view;
 }
@@ -117,7 +123,7 @@ absl::StatusOr<Scheme> SchemeOfShapes(const PackedCheckpoint& checkpoint) {
   for (const TensorSpec& spec : ModelTensors(checkpoint.config())) {
     if (spec.kind != TensorSpec::Kind::kBlockMatrix) continue;
     const std::string name = absl::StrCat(absl::StripSuffix(spec.name, "weight"), "qweight");
-    ASSIGN_OR_RETURN(const TensorView* qweight, FindPart(checkpoint, name, DType::kI32));
+    ASSIGN_OR_RETURN(const TensorView* qweight, FindWords(checkpoint, name));
     for (const int bits : {2, 3, 4, 8}) {
       if (qweight->shape[0] == WordsOf(FieldLayout::kWithinWords, spec.shape[1], bits)) {
         return Scheme{.layout = FieldLayout::kWithinWords, .bits = bits, .form = "EfficientQAT"};
@@ -200,10 +206,9 @@ absl::StatusOr<RawMatrix> ReadMatrix(const PackedCheckpoint& checkpoint, const S
                    .cols = static_cast<int>(spec.shape[1])};
   const int64_t rows = matrix.rows;
   const int64_t cols = matrix.cols;
-  ASSIGN_OR_RETURN(const TensorView* qweight,
-                   FindPart(checkpoint, prefix + "qweight", DType::kI32));
-  ASSIGN_OR_RETURN(const TensorView* qzeros, FindPart(checkpoint, prefix + "qzeros", DType::kI32));
-  ASSIGN_OR_RETURN(const TensorView* scales, FindPart(checkpoint, prefix + "scales", DType::kF32));
+  ASSIGN_OR_RETURN(const TensorView* qweight, FindWords(checkpoint, prefix + "qweight"));
+  ASSIGN_OR_RETURN(const TensorView* qzeros, FindWords(checkpoint, prefix + "qzeros"));
+  ASSIGN_OR_RETURN(const TensorView* scales, FindMatrix(checkpoint, prefix + "scales"));
   const int64_t num_groups = scales->shape[0];
   if (num_groups < 1 || cols % num_groups != 0) {
     return absl::DataLossError(

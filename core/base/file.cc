@@ -109,20 +109,34 @@ absl::StatusOr<std::string> ReadFile(absl::string_view path, size_t max_bytes) {
   return bytes;
 }
 
-absl::Status WriteFileDurably(absl::string_view path, absl::string_view bytes) {
+absl::StatusOr<DurableFile> DurableFile::Create(absl::string_view path) {
   std::string temporary = absl::StrCat(path, ".tmp.XXXXXX");
   FileDescriptor fd(mkostemp(temporary.data(), O_CLOEXEC));
   if (fd.get() < 0) return Errno(temporary);
-  absl::Status status = WriteAll(fd.get(), bytes, temporary);
-  if (status.ok() && fsync(fd.get()) != 0) status = Errno(absl::StrCat(temporary, ": fsync"));
-  if (status.ok() && rename(temporary.c_str(), std::string(path).c_str()) != 0) {
-    status = Errno(absl::StrCat("rename to ", path));
+  return DurableFile(std::move(fd), std::string(path), std::move(temporary));
+}
+
+DurableFile::~DurableFile() {
+  if (fd_.get() >= 0 && !temporary_.empty()) unlink(temporary_.c_str());
+}
+
+absl::Status DurableFile::Append(absl::string_view bytes) {
+  return WriteAll(fd_.get(), bytes, temporary_);
+}
+
+absl::Status DurableFile::Commit() {
+  if (fsync(fd_.get()) != 0) return Errno(absl::StrCat(temporary_, ": fsync"));
+  if (rename(temporary_.c_str(), path_.c_str()) != 0) {
+    return Errno(absl::StrCat("rename to ", path_));
   }
-  if (!status.ok()) {
-    unlink(temporary.c_str());
-    return status;
-  }
-  return SyncDirectory(ParentOf(path));
+  temporary_.clear();
+  return SyncDirectory(ParentOf(path_));
+}
+
+absl::Status WriteFileDurably(absl::string_view path, absl::string_view bytes) {
+  ASSIGN_OR_RETURN(DurableFile file, DurableFile::Create(path));
+  RETURN_IF_ERROR(file.Append(bytes));
+  return file.Commit();
 }
 
 absl::Status SyncDirectory(absl::string_view path) {

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace quern {
@@ -54,8 +55,33 @@ class MappedFile {
 // Reads a regular file of at most `max_bytes`; RESOURCE_EXHAUSTED when it is larger.
 absl::StatusOr<std::string> ReadFile(absl::string_view path, size_t max_bytes);
 
-// Makes `path` hold `bytes` after any crash from then on: temporary file in the same directory,
-// write, fsync, rename, fsync of the directory. An error leaves the old content.
+// A file that is written in pieces and takes its name when it is whole: a temporary file in the
+// same directory, fsync, rename, fsync of the directory. Destroyed before Commit it leaves nothing,
+// and what was there under the name before. Movable.
+class DurableFile {
+ public:
+  static absl::StatusOr<DurableFile> Create(absl::string_view path);
+
+  DurableFile(DurableFile&& other) noexcept = default;
+  DurableFile& operator=(DurableFile&& other) = delete;
+  ~DurableFile();
+
+  // RESOURCE_EXHAUSTED when the disk is full.
+  absl::Status Append(absl::string_view bytes);
+  // To be called once; nothing can be appended afterwards.
+  absl::Status Commit();
+
+ private:
+  DurableFile(FileDescriptor fd, std::string path, std::string temporary)
+      : fd_(std::move(fd)), path_(std::move(path)), temporary_(std::move(temporary)) {}
+
+  FileDescriptor fd_;
+  std::string path_;
+  std::string temporary_;  // empty once committed
+};
+
+// Makes `path` hold `bytes` after any crash from then on, as a DurableFile does. An error leaves
+// the old content.
 absl::Status WriteFileDurably(absl::string_view path, absl::string_view bytes);
 
 // fsync of a directory, so that names made or renamed in it survive a power cut.

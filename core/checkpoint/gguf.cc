@@ -39,7 +39,7 @@ constexpr TypeName kTypeNames[] = {
     {26, "I32"},    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},  {30, "BF16"},    {34, "TQ1_0"},
     {35, "TQ2_0"},  {39, "MXFP4"}, {40, "NVFP4"},
 };
-constexpr absl::string_view kReadTypes = "F32, F16, BF16, Q8_0, Q4_0, Q4_1";
+constexpr absl::string_view kReadTypes = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0";
 
 std::optional<GgmlType> ReadableType(uint32_t number) {
   const auto type = static_cast<GgmlType>(number);
@@ -48,6 +48,7 @@ std::optional<GgmlType> ReadableType(uint32_t number) {
     case GgmlType::kF16:
     case GgmlType::kQ4_0:
     case GgmlType::kQ4_1:
+    case GgmlType::kQ5_0:
     case GgmlType::kQ8_0:
     case GgmlType::kBF16:
       return type;
@@ -69,6 +70,17 @@ void DequantizeBlock(GgmlType type, const uint8_t* block, float* out) {
   const float scale = LoadHalf(block);
   if (type == GgmlType::kQ8_0) {
     for (int i = 0; i < 32; ++i) out[i] = scale * static_cast<int8_t>(block[2 + i]);
+    return;
+  }
+  if (type == GgmlType::kQ5_0) {
+    // The fifth bits of all 32 values, then the others as below.
+    const auto high = Load<uint32_t>(block + 2);
+    for (int i = 0; i < 16; ++i) {
+      const int low = (block[6 + i] & 15) | static_cast<int>(high >> i & 1) << 4;
+      const int second = (block[6 + i] >> 4) | static_cast<int>(high >> (i + 16) & 1) << 4;
+      out[i] = scale * static_cast<float>(low - 16);
+      out[i + 16] = scale * static_cast<float>(second - 16);
+    }
     return;
   }
   // 32 values of 4 bits: low nibbles are the first half, high nibbles the second.
@@ -95,6 +107,8 @@ GgmlBlock BlockOf(GgmlType type) {
       return {32, 18};
     case GgmlType::kQ4_1:
       return {32, 20};
+    case GgmlType::kQ5_0:
+      return {32, 22};
     case GgmlType::kQ8_0:
       return {32, 34};
   }
@@ -123,6 +137,7 @@ void DequantizeGgml(GgmlType type, const uint8_t* blocks, int64_t num_elements, 
         break;
       case GgmlType::kQ4_0:
       case GgmlType::kQ4_1:
+      case GgmlType::kQ5_0:
       case GgmlType::kQ8_0:
         DequantizeBlock(type, blocks, out + i);
         break;

@@ -20,7 +20,15 @@
 namespace quern {
 
 // The tensor types that are read; numbers are the file's.
-enum class GgmlType : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kBF16 = 30 };
+enum class GgmlType : uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ8_0 = 8,
+  kBF16 = 30
+};
 
 // Elements and bytes of one block of `type`; {1, element size} for plain types.
 struct GgmlBlock {
@@ -33,7 +41,8 @@ GgmlBlock BlockOf(GgmlType type);
 std::string GgmlTypeName(uint32_t type);
 
 // Writes `num_elements` (whole blocks) from `blocks` as floats. Formulas: ggml-quants.c,
-// dequantize_row_*: Q8_0 d * q; Q4_0 d * (q - 8); Q4_1 d * q + m, with d and m in F16.
+// dequantize_row_*: Q8_0 d * q; Q4_0 d * (q - 8); Q5_0 d * (q - 16); Q4_1 d * q + m, with d and m
+// in F16.
 void DequantizeGgml(GgmlType type, const uint8_t* blocks, int64_t num_elements, float* out);
 
 // How converters write that a special token does not exist.

@@ -133,13 +133,8 @@ void GgufCheckpoint::Convert(const Entry& entry, uint8_t* out) const {
   const int64_t columns = tensor.num_elements() / rows;
   const size_t source_row_bytes = tensor.size_bytes / static_cast<size_t>(rows);
   const size_t row_bytes = static_cast<size_t>(columns) * SizeOf(ServedType(tensor.type));
-  const int64_t head_dim = config_.head_dim;
   for (int64_t row = 0; row < rows; ++row) {
-    int64_t target = row;
-    if (entry.interleaved) {
-      const int64_t in_head = row % head_dim;
-      target = row - in_head + in_head % 2 * (head_dim / 2) + in_head / 2;
-    }
+    const int64_t target = entry.interleaved ? InterleavedRow(row, config_.head_dim) : row;
     const uint8_t* from = tensor.data + static_cast<size_t>(row) * source_row_bytes;
     uint8_t* to = out + static_cast<size_t>(target) * row_bytes;
     if (dequantize) {

@@ -53,6 +53,11 @@ constexpr absl::string_view kForeignKeys[] = {
     "attention.sliding_window_pattern",
 };
 
+// Mistral comes as llama.
+absl::string_view GgufArchitecture(const ModelConfig& config) {
+  return config.model_type == "mistral" ? "llama" : absl::string_view(config.model_type);
+}
+
 // Reads the keys of one architecture.
 class ConfigReader {
  public:
@@ -296,6 +301,48 @@ std::string GgufTensorName(absl::string_view name) {
   return std::string(name);
 }
 
-bool HasInterleavedRotaryRows(const ModelConfig& config) { return config.model_type == "llama"; }
+bool HasInterleavedRotaryRows(const ModelConfig& config) {
+  return GgufArchitecture(config) == "llama";
+}
+
+int64_t InterleavedRow(int64_t row, int head_dim) {
+  const int64_t in_head = row % head_dim;
+  return row - in_head + in_head % 2 * (head_dim / 2) + in_head / 2;
+}
+
+void AddModelConfigToGguf(const ModelConfig& config, GgufWriter& writer) {
+  const std::string architecture(GgufArchitecture(config));
+  const auto key = [&](absl::string_view name) { return absl::StrCat(architecture, ".", name); };
+  writer.String("general.architecture", architecture);
+  const std::pair<absl::string_view, int> sizes[] = {
+      {"block_count", config.num_hidden_layers},
+      {"context_length", config.max_position_embeddings},
+      {"embedding_length", config.hidden_size},
+      {"feed_forward_length", config.intermediate_size},
+      {"attention.head_count", config.num_attention_heads},
+      {"attention.head_count_kv", config.num_key_value_heads},
+      {"attention.key_length", config.head_dim},
+      {"attention.value_length", config.head_dim},
+      {"rope.dimension_count", config.head_dim},
+      {"vocab_size", config.vocab_size},
+  };
+  for (const auto& [name, value] : sizes) writer.Uint32(key(name), static_cast<uint32_t>(value));
+  writer.Float32(key("rope.freq_base"), static_cast<float>(config.rope_theta));
+  writer.Float32(key("attention.layer_norm_rms_epsilon"), static_cast<float>(config.rms_norm_eps));
+  if (config.rope_scaling.type == RopeScaling::Type::kLinear) {
+    writer.String(key("rope.scaling.type"), "linear");
+    writer.Float32(key("rope.scaling.factor"), static_cast<float>(config.rope_scaling.factor));
+  }
+}
+
+std::vector<float> GgufRopeFactors(const ModelConfig& config) {
+  if (config.rope_scaling.type != RopeScaling::Type::kLlama3) return {};
+  ModelConfig plain = config;
+  plain.rope_scaling = {};
+  std::vector<float> factors = RopeFrequencies(plain);
+  const std::vector<float> scaled = RopeFrequencies(config);
+  for (size_t i = 0; i < factors.size(); ++i) factors[i] /= scaled[i];
+  return factors;
+}
 
 }  // namespace quern

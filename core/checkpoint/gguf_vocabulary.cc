@@ -18,6 +18,7 @@
 #include "core/base/json.h"
 #include "core/base/status_macros.h"
 #include "core/base/utf8.h"
+#include "core/checkpoint/gguf_vocabulary_format.h"
 
 namespace quern {
 namespace {
@@ -30,52 +31,9 @@ constexpr size_t kMaxPieceBytes = 256;
 constexpr size_t kMaxJsonBytes = size_t{64} << 20;
 constexpr absl::string_view kMetaspace = "\xe2\x96\x81";  // U+2581
 
-// tokenizer.ggml.token_type
-enum TokenType : int64_t {
-  kNormal = 1,
-  kUnknown = 2,
-  kControl = 3,
-  kUserDefined = 4,
-  kUnused = 5,
-  kByte = 6
-};
-
-// How text is split before merging. The patterns are those of the families' own tokenizer.json.
-struct PreTokenizer {
-  absl::string_view pre;      // tokenizer.ggml.pre
-  absl::string_view pattern;  // of a Split step before ByteLevel; empty: ByteLevel's own
-  bool single_digits;         // a Digits step before ByteLevel
-  bool nfc;                   // normalizer
-  bool ignore_merges;         // a whole word that is a token is that token
-  bool add_bos;               // when tokenizer.ggml.add_bos_token is missing
-};
-
-constexpr absl::string_view kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
-    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr absl::string_view kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
-    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr absl::string_view kTekkenPattern =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
-    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N})"
-    R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
-constexpr PreTokenizer kPreTokenizers[] = {
-    {"gpt-2", "", false, false, false, false},
-    {"default", "", false, false, false, false},
-    {"smollm", "", true, false, false, false},
-    {"starcoder", "", true, false, false, false},
-    {"llama-bpe", kLlama3Pattern, false, false, true, true},
-    {"llama3", kLlama3Pattern, false, false, true, true},
-    {"llama-v3", kLlama3Pattern, false, false, true, true},
-    {"qwen2", kQwen2Pattern, false, true, false, false},
-    {"tekken", kTekkenPattern, false, false, true, true},
-};
-
 struct Token {
   absl::string_view text;
-  int64_t type = kNormal;
+  int64_t type = kGgufNormal;
 };
 
 class Translator {
@@ -105,7 +63,7 @@ class Translator {
 
 absl::Status Translator::CheckToken(size_t id, size_t max_token_bytes) const {
   const Token& token = tokens_[id];
-  if (token.type < kNormal || token.type > kByte) {
+  if (token.type < kGgufNormal || token.type > kGgufByte) {
     return Damaged(
         absl::StrCat("token_type: found ", token.type, " for id ", id, ", wanted 1 to 6"));
   }
@@ -118,7 +76,7 @@ absl::Status Translator::CheckToken(size_t id, size_t max_token_bytes) const {
     return Damaged(absl::StrCat("tokens: id ", id, " ", shown, " is not UTF-8"));
   }
   constexpr absl::string_view kHex = "0123456789ABCDEF";
-  if (token.type == kByte &&
+  if (token.type == kGgufByte &&
       (token.text.size() != 6 || token.text.substr(0, 3) != "<0x" || token.text[5] != '>' ||
        !absl::StrContains(kHex, token.text[3]) || !absl::StrContains(kHex, token.text[4]))) {
     return Damaged(
@@ -145,7 +103,7 @@ absl::Status Translator::ReadTokens(size_t max_token_bytes) {
   }
   absl::flat_hash_set<absl::string_view> seen;
   for (size_t id = 0; id < tokens_.size(); ++id) {
-    if (tokens_[id].type == kUnused) continue;
+    if (tokens_[id].type == kGgufUnused) continue;
     RETURN_IF_ERROR(CheckToken(id, max_token_bytes));
     if (!seen.insert(tokens_[id].text).second) {
       return Damaged(
@@ -160,7 +118,7 @@ absl::StatusOr<std::optional<size_t>> Translator::SpecialId(absl::string_view na
   ASSIGN_OR_RETURN(const int64_t id, file_.IntOr(key, 0, kNoGgufToken, kNoGgufToken));
   if (id == kNoGgufToken) return std::nullopt;
   if (static_cast<size_t>(id) >= tokens_.size() ||
-      tokens_[static_cast<size_t>(id)].type == kUnused) {
+      tokens_[static_cast<size_t>(id)].type == kGgufUnused) {
     return file_.Wrong(key, absl::StrCat("the id of one of the ", tokens_.size(), " tokens"));
   }
   return static_cast<size_t>(id);
@@ -204,14 +162,15 @@ Json Translator::AddedTokens() const {
   Json added = Json::array();
   for (size_t id = 0; id < tokens_.size(); ++id) {
     const Token& token = tokens_[id];
-    if (token.type != kControl && token.type != kUserDefined && token.type != kUnknown) continue;
+    if (token.type != kGgufControl && token.type != kGgufUserDefined && token.type != kGgufUnknown)
+      continue;
     added.push_back({{"id", id},
                      {"content", std::string(token.text)},
                      {"single_word", false},
                      {"lstrip", false},
                      {"rstrip", false},
                      {"normalized", false},
-                     {"special", token.type != kUserDefined}});
+                     {"special", token.type != kGgufUserDefined}});
   }
   return added;
 }
@@ -221,13 +180,13 @@ Json Translator::AddedTokens() const {
 // library numbers those that are not in the vocabulary from its end.
 Json Translator::Vocab() const {
   const auto is_model_token = [](const Token& token) {
-    return token.type == kNormal || token.type == kByte;
+    return token.type == kGgufNormal || token.type == kGgufByte;
   };
   const auto last = std::find_if(tokens_.rbegin(), tokens_.rend(), is_model_token);
   const auto size = static_cast<size_t>(tokens_.rend() - last);
   Json vocab = Json::object();
   for (size_t id = 0; id < size; ++id) {
-    if (tokens_[id].type != kUnused) vocab[std::string(tokens_[id].text)] = id;
+    if (tokens_[id].type != kGgufUnused) vocab[std::string(tokens_[id].text)] = id;
   }
   return vocab;
 }
@@ -252,7 +211,7 @@ Json ByteLevel(bool use_regex) {
               {"use_regex", use_regex}};
 }
 
-Json PreTokenizerJson(const PreTokenizer& pre) {
+Json PreTokenizerJson(const GgufPreTokenizer& pre) {
   Json steps = Json::array();
   if (pre.single_digits) steps.push_back({{"type", "Digits"}, {"individual_digits", true}});
   if (!pre.pattern.empty()) {
@@ -269,16 +228,17 @@ Json PreTokenizerJson(const PreTokenizer& pre) {
 absl::StatusOr<Json> Translator::ByteLevelBpe() {
   constexpr absl::string_view kPreKey = "tokenizer.ggml.pre";
   const std::string supported = absl::StrJoin(
-      kPreTokenizers, ", ",
-      [](std::string* out, const PreTokenizer& pre) { absl::StrAppend(out, pre.pre); });
+      kGgufPreTokenizers, ", ",
+      [](std::string* out, const GgufPreTokenizer& pre) { absl::StrAppend(out, pre.pre); });
   if (!file_.Has(kPreKey)) {
     // Such a file was made before the key existed: any choice might split text wrongly, unnoticed.
     return file_.Wrong(kPreKey, absl::StrCat(supported, "; convert the model again"));
   }
   ASSIGN_OR_RETURN(const std::string name, file_.String(kPreKey));
-  const PreTokenizer* pre = std::find_if(std::begin(kPreTokenizers), std::end(kPreTokenizers),
-                                         [&](const PreTokenizer& row) { return row.pre == name; });
-  if (pre == std::end(kPreTokenizers)) return file_.Wrong(kPreKey, supported);
+  const GgufPreTokenizer* pre =
+      std::find_if(std::begin(kGgufPreTokenizers), std::end(kGgufPreTokenizers),
+                   [&](const GgufPreTokenizer& row) { return row.pre == name; });
+  if (pre == std::end(kGgufPreTokenizers)) return file_.Wrong(kPreKey, supported);
   RETURN_IF_ERROR(ReadTokens(kMaxTokenBytes));
   ASSIGN_OR_RETURN(const std::vector<absl::string_view> merge_texts,
                    file_.Strings("tokenizer.ggml.merges"));
@@ -312,7 +272,7 @@ absl::StatusOr<std::vector<std::string>> Translator::MergesFromScores(
     const std::vector<float>& scores) const {
   absl::flat_hash_map<absl::string_view, size_t> pieces;
   for (size_t id = 0; id < tokens_.size(); ++id) {
-    if (tokens_[id].type == kNormal) pieces.emplace(tokens_[id].text, id);
+    if (tokens_[id].type == kGgufNormal) pieces.emplace(tokens_[id].text, id);
   }
   struct Merge {
     float score;
@@ -329,7 +289,7 @@ absl::StatusOr<std::vector<std::string>> Translator::MergesFromScores(
   const auto is_start = [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; };
   std::vector<Merge> merges;
   for (size_t id = 0; id < tokens_.size(); ++id) {
-    if (tokens_[id].type != kNormal) continue;
+    if (tokens_[id].type != kGgufNormal) continue;
     const absl::string_view text = tokens_[id].text;
     const auto length = static_cast<size_t>(std::count_if(text.begin(), text.end(), is_start));
     size_t left_length = 1;
@@ -370,7 +330,7 @@ absl::StatusOr<Json> Translator::SentencePieceBpe() {
   ASSIGN_OR_RETURN(const std::optional<size_t> unknown, SpecialId("unknown"));
   for (size_t id = 0; id < tokens_.size(); ++id) {
     // A space would end the first half of a merge; the pieces themselves write U+2581.
-    if (tokens_[id].type == kNormal && absl::StrContains(tokens_[id].text, ' ')) {
+    if (tokens_[id].type == kGgufNormal && absl::StrContains(tokens_[id].text, ' ')) {
       return Damaged(absl::StrCat("tokens: id ", id, " has a space, wanted U+2581"));
     }
   }

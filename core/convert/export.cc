@@ -18,6 +18,7 @@
 #include "core/base/json.h"
 #include "core/base/status_macros.h"
 #include "core/base/utf8.h"
+#include "core/convert/gguf.h"
 #include "core/convert/gptq.h"
 #include "core/model/tensor_names.h"
 #include "core/safetensors/safetensors.h"
@@ -180,6 +181,7 @@ absl::Status ExportModel(const PackedModel& model, ExportForm form, absl::string
     return absl::FailedPreconditionError(
         "the chat template is not UTF-8, which JSON files must be");
   }
+  if (form == ExportForm::kGguf) return ExportGguf(model, absl::StrCat(directory, "/model.gguf"));
   ASSIGN_OR_RETURN(Json config, ModelConfigToHuggingFace(model.config));
   config["torch_dtype"] = "float32";
   if (form == ExportForm::kGptqV2) {

@@ -103,7 +103,8 @@ absl::Status CheckUsed(const Task& task) {
                             block.loss || block.round_scales;
   const E2eQpSettings& e2e = task.e2e_qp;
   const bool has_e2e = e2e.sample_count || e2e.sequence_length_tokens || e2e.epoch_count ||
-                       e2e.batch_size || e2e.learning_rate || e2e.loss;
+                       e2e.batch_size || e2e.learning_rate || e2e.loss || e2e.trainable ||
+                       e2e.weight_learning_rate || e2e.first_sample;
   if (task.method == QuantMethod::kRtn) {
     if (has_samples || has_training) return refuse("block_ap");
     if (!task.calibration_path.empty()) return refuse("calibration");
@@ -136,6 +137,11 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
   if (task.method == QuantMethod::kBlockAp) return absl::OkStatus();
   RETURN_IF_ERROR(
       CheckLength("e2e_qp.sequence_length_tokens", task.e2e_qp.sequence_length_tokens, config));
+  if (*task.e2e_qp.weight_learning_rate > 0 && task.e2e_qp.trainable != E2eTrainable::kAll) {
+    return Wrong("e2e_qp.weight_learning_rate",
+                 absl::StrCat("is ", *task.e2e_qp.weight_learning_rate,
+                              ", but weights are not trained; wanted trainable ALL"));
+  }
   return CheckBatch("e2e_qp", *task.e2e_qp.batch_size, *task.e2e_qp.sample_count);
 }
 
@@ -359,7 +365,8 @@ CalibrationShape CalibrationShapeOf(const Task& resolved) {
       .num_sequences = *block.sample_count + block.validation_sample_count.value_or(0),
       .length_tokens = *block.sequence_length_tokens};
   if (resolved.method == QuantMethod::kBlockApE2eQp) {
-    shape.num_sequences = std::max(shape.num_sequences, *resolved.e2e_qp.sample_count);
+    shape.num_sequences = std::max(shape.num_sequences,
+                                   *resolved.e2e_qp.first_sample + *resolved.e2e_qp.sample_count);
     shape.length_tokens = std::max(shape.length_tokens, *resolved.e2e_qp.sequence_length_tokens);
   }
   return shape;

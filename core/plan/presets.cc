@@ -57,6 +57,9 @@ void ApplyReference(const ModelConfig& config, Task& task) {
   // Its 2e-5 and 1e-5 are absolute; scales of its models are about 1e-2.
   Default(e2e.learning_rate, task.format.bits == 2 ? 2e-3 : 1e-3);
   Default(e2e.loss, E2eLoss::kCrossEntropy);
+  Default(e2e.trainable, E2eTrainable::kScales);
+  Default(e2e.weight_learning_rate, 0.0);
+  Default(e2e.first_sample, 0);
 }
 
 struct Rates {
@@ -77,6 +80,9 @@ Rates RatesFor(int bits) {
       return {{4, 2e-5, 4096, 1e-6}, {4, 5e-5, 4096, 1e-5}, {4, 1e-4, 128, 1e-4}};
   }
 }
+
+// Of the end-to-end rate of scales, both relative to the mean scale.
+constexpr double kWeightRateShare = 4;
 
 // Amount of data. Two epochs need a validation set, else the better one is not known.
 struct Amount {
@@ -175,6 +181,10 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   Default(e2e.learning_rate,
           rates.e2e.At(Steps(*e2e.sample_count, *e2e.epoch_count, *e2e.batch_size)));
   Default(e2e.loss, E2eLoss::kDistillation);
+  Default(e2e.trainable, E2eTrainable::kScales);
+  Default(e2e.weight_learning_rate,
+          *e2e.trainable == E2eTrainable::kAll ? *e2e.learning_rate * kWeightRateShare : 0.0);
+  Default(e2e.first_sample, 0);
 }
 
 }  // namespace quern

@@ -104,6 +104,15 @@ const EnumNames<std::optional<E2eLoss>>& E2eLossNames() {
   return *names;
 }
 
+const EnumNames<std::optional<E2eTrainable>>& E2eTrainableNames() {
+  static const auto* const names = new EnumNames<std::optional<E2eTrainable>>{
+      {"TRAINABLE_UNSPECIFIED", 0, std::nullopt},
+      {"SCALES", 1, E2eTrainable::kScales},
+      {"SCALES_AND_NORMS", 2, E2eTrainable::kScalesAndNorms},
+      {"ALL", 3, E2eTrainable::kAll}};
+  return *names;
+}
+
 // The name that is not "unspecified".
 template <typename T>
 absl::string_view NameOf(const EnumNames<T>& names, T value) {
@@ -369,6 +378,9 @@ void ParseE2eQp(ProtoJson& json, E2eQpSettings& settings) {
   json.Int("batch_size", 1, 1024, settings.batch_size);
   json.Number("learning_rate", 0, 1, settings.learning_rate);
   json.Enum("loss", E2eLossNames(), settings.loss);
+  json.Enum("trainable", E2eTrainableNames(), settings.trainable);
+  json.Number("weight_learning_rate", 0, 1, settings.weight_learning_rate);
+  json.Int("first_sample", 0, 65536, settings.first_sample);
 }
 
 void ParseEvaluation(ProtoJson& json, Task& task) {
@@ -417,7 +429,10 @@ Json SettingsToJson(const Task& task) {
             {"epoch_count", OrNull(e2e.epoch_count)},
             {"batch_size", OrNull(e2e.batch_size)},
             {"learning_rate", OrNull(e2e.learning_rate)},
-            {"loss", NameOrNull(E2eLossNames(), e2e.loss)}}}};
+            {"loss", NameOrNull(E2eLossNames(), e2e.loss)},
+            {"trainable", NameOrNull(E2eTrainableNames(), e2e.trainable)},
+            {"weight_learning_rate", OrNull(e2e.weight_learning_rate)},
+            {"first_sample", OrNull(e2e.first_sample)}}}};
 }
 
 }  // namespace

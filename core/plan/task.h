@@ -22,6 +22,8 @@ enum class QuantMethod { kRtn, kGptq, kBlockAp, kBlockApE2eQp };
 // kReference: the recipe that EfficientQAT published, without what was found better since.
 enum class Preset { kQuick, kStandard, kBest, kReference };
 enum class E2eLoss { kDistillation, kCrossEntropy };
+// What is trained end to end; kScales is E2E-QP as published.
+enum class E2eTrainable { kScales, kScalesAndNorms, kAll };
 // Where Block-AP starts from.
 enum class QuantStart {
   kMinMax,  // the whole range of each group
@@ -61,9 +63,13 @@ struct E2eQpSettings {
   std::optional<int> sequence_length_tokens;
   std::optional<int> epoch_count;
   std::optional<int> batch_size;
-  // Relative to the mean scale of each matrix.
+  // Of scales and norms, relative to the mean magnitude of each tensor.
   std::optional<double> learning_rate;
   std::optional<E2eLoss> loss;
+  std::optional<E2eTrainable> trainable;
+  // Of weights, relative to the mean scale of each matrix; not set unless they are trained.
+  std::optional<double> weight_learning_rate;
+  std::optional<int> first_sample;  // of the calibration's sequences; 0..65536
 };
 
 struct Task {

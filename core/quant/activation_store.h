@@ -13,9 +13,10 @@
 
 namespace quern {
 
-// Token ids as a tensor [num_sequences, num_tokens], int64: the first of each sequence.
-at::Tensor ToTokenTensor(const std::vector<std::vector<int32_t>>& sequences, int num_sequences,
-                         int num_tokens, at::Device device);
+// Token ids as a tensor [num_sequences, num_tokens], int64: the first of each sequence from
+// `first_sequence` on.
+at::Tensor ToTokenTensor(const std::vector<std::vector<int32_t>>& sequences, int first_sequence,
+                         int num_sequences, int num_tokens, at::Device device);
 
 class ActivationStore {
  public:
@@ -31,10 +32,10 @@ class ActivationStore {
 
   ActivationStore Copy() const { return ActivationStore(states_.clone()); }
 
-  // Replaces every state by the block's output for it, in place, without gradients. `moments` is
-  // added to when not null.
+  // Replaces every state by the block's output for it, in place, without gradients. When `moments`
+  // is not null, those of the first `num_observed` sequences are added to it.
   void Advance(const ModelConfig& config, const RotaryTables& rotary, int layer,
-               const TorchBlock& block, InputMoments* moments = nullptr);
+               const TorchBlock& block, InputMoments* moments = nullptr, int64_t num_observed = 0);
 
  private:
   explicit ActivationStore(at::Tensor states) : states_(std::move(states)) {}

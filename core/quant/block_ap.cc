@@ -12,6 +12,7 @@
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
 #include "core/quant/adam.h"
+#include "core/quant/gptq.h"
 
 namespace quern {
 namespace {
@@ -267,14 +268,13 @@ absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer
   return BlockTrainer(context, layer, source, inputs, targets).Train(moments);
 }
 
-absl::StatusOr<TrainedBlock> QuantizeBlockByGptq(const QuantFormat& format, int layer,
-                                                 const TorchBlock& source,
-                                                 const InputMoments& moments) {
+absl::StatusOr<TrainedBlock> StartBlock(QuantStart start, const QuantFormat& format, int layer,
+                                        const TorchBlock& source, const InputMoments& moments) {
   TorchBlock block = source;
   std::array<QuantParameters, kNumBlockMatrices> quant;
   for (int i = 0; i < kNumBlockMatrices; ++i) {
-    ASSIGN_OR_RETURN(quant[i], StartMatrix(QuantStart::kGptq, layer, static_cast<BlockMatrix>(i),
-                                           moments, format, block.linears[i].weight));
+    ASSIGN_OR_RETURN(quant[i], StartMatrix(start, layer, static_cast<BlockMatrix>(i), moments,
+                                           format, block.linears[i].weight));
   }
   return PackBlock(layer, block, quant, /*loss=*/0);
 }

@@ -42,10 +42,10 @@ absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer
                                         const std::vector<const ActivationStore*>& targets,
                                         const InputMoments& moments);
 
-// Block `layer` by GPTQ, without training; moments: of its inputs in the quantized stream, full.
-absl::StatusOr<TrainedBlock> QuantizeBlockByGptq(const QuantFormat& format, int layer,
-                                                 const TorchBlock& source,
-                                                 const InputMoments& moments);
+// Block `layer` as training would start, without any; moments as for TrainBlock, of the inputs that
+// it is to be good for.
+absl::StatusOr<TrainedBlock> StartBlock(QuantStart start, const QuantFormat& format, int layer,
+                                        const TorchBlock& source, const InputMoments& moments);
 
 enum class WeightForm {
   kDense,  // to move activations on

@@ -34,7 +34,7 @@ struct E2eState {
   // Of every learning rate: 1, or less after a rewind.
   double rate_factor = 1;
   double first_loss = 0;  // of step 0
-  // Scales and Adam's moments, in the order of training.
+  // What is trained and Adam's moments, in the order of training.
   std::vector<std::vector<float>> tensors;
 };
 

@@ -70,6 +70,18 @@ class HeadLoss : public Function<HeadLoss> {
   }
 };
 
+// The vectors of a block that can be trained, by the ends of their names.
+constexpr std::pair<const char*, at::Tensor TorchBlock::*> kNorms[] = {
+    {"input_layernorm.weight", &TorchBlock::input_norm},
+    {"post_attention_layernorm.weight", &TorchBlock::post_attention_norm},
+    {"self_attn.q_norm.weight", &TorchBlock::q_norm},
+    {"self_attn.k_norm.weight", &TorchBlock::k_norm}};
+
+std::string MatrixName(size_t layer, int matrix) {
+  return BlockTensorName(static_cast<int>(layer),
+                         absl::StrCat(BlockMatrixName(BlockMatrix(matrix)), ".weight"));
+}
+
 std::vector<float> ToFloats(const at::Tensor& tensor) {
   const at::Tensor host = tensor.detach().cpu().contiguous();
   const float* data = host.const_data_ptr<float>();
@@ -96,6 +108,7 @@ class ScaleTrainer {
     model_.embedding = student.embedding;
     model_.final_norm = student.final_norm;
     model_.head = student.head;
+    trainable_ = *context.settings.trainable;
     num_sequences_ = *context.settings.sample_count;
     batch_size_ = *context.settings.batch_size;
     steps_per_epoch_ = (num_sequences_ + batch_size_ - 1) / batch_size_;
@@ -105,8 +118,11 @@ class ScaleTrainer {
   absl::Status Train();
 
  private:
-  // The scales of the blocks as they came, and fresh moments.
+  // The blocks as they came, and fresh moments.
   void Start();
+  void AddGroup(at::Tensor parameter, double relative_rate, const at::Tensor& reference);
+  // The model as it would be served, differentiable in what is trained.
+  TorchModel Student() const;
   bool GoOn(E2eState& state);
   absl::Status Save();
   // Steps from num_steps_done_ on. ABORTED when it diverges.
@@ -114,15 +130,18 @@ class ScaleTrainer {
   at::Tensor SequenceLoss(int64_t sequence);
   double StepGradients(int64_t step);
   void ClipGradients();
-  absl::Status StoreScales();
+  absl::Status StoreResult();
 
   const E2eQpContext& context_;
   const at::Tensor& token_ids_;
   const ActivationStore& source_states_;
   const OuterTensors& source_;
   std::vector<TrainedBlock>& trained_;
+  E2eTrainable trainable_;
   TorchModel model_;
-  std::vector<AdamGroup> groups_;  // one for each matrix, in the order of blocks and matrices
+  // Of the matrices in the order of blocks, when weights are trained.
+  std::vector<QuantParameters> quant_;
+  std::vector<AdamGroup> groups_;  // one for each tensor, in the order in which Start meets it
   int64_t num_sequences_ = 0;
   int64_t batch_size_ = 0;
   int64_t steps_per_epoch_ = 0;
@@ -132,17 +151,40 @@ class ScaleTrainer {
   double first_loss_ = 0;
 };
 
+void ScaleTrainer::AddGroup(at::Tensor parameter, double relative_rate,
+                            const at::Tensor& reference) {
+  groups_.emplace_back(std::vector<at::Tensor>{std::move(parameter)},
+                       relative_rate * reference.abs().mean().item<double>());
+}
+
 void ScaleTrainer::Start() {
   model_.blocks.clear();
+  quant_.clear();
   groups_.clear();
   num_steps_done_ = 0;
+  const bool all = trainable_ == E2eTrainable::kAll;
+  const double rate = *context_.settings.learning_rate;
+  const double weight_rate = *context_.settings.weight_learning_rate;
   for (size_t layer = 0; layer < trained_.size(); ++layer) {
-    model_.blocks.push_back(ToTorchBlock(static_cast<int>(layer), trained_[layer],
-                                         WeightForm::kCoded, token_ids_.device()));
-    for (TorchLinear& linear : model_.blocks.back().linears) {
-      const double mean_scale = linear.scale.abs().mean().item<double>();
-      groups_.emplace_back(std::vector<at::Tensor>{linear.scale},
-                           *context_.settings.learning_rate * mean_scale);
+    const auto form = all ? WeightForm::kDense : WeightForm::kCoded;
+    model_.blocks.push_back(
+        ToTorchBlock(static_cast<int>(layer), trained_[layer], form, token_ids_.device()));
+    TorchBlock& block = model_.blocks.back();
+    for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix) {
+      TorchLinear& linear = block.linears[matrix];
+      if (all) {
+        quant_.push_back(ToQuantParameters(trained_[layer].matrices.at(MatrixName(layer, matrix)),
+                                           token_ids_.device()));
+        const at::Tensor scale = quant_.back().scale;
+        if (weight_rate > 0) AddGroup(linear.weight, weight_rate, scale);
+        AddGroup(scale, rate, scale);
+      } else {
+        AddGroup(linear.scale, rate, linear.scale);
+      }
+    }
+    if (trainable_ == E2eTrainable::kScales) continue;
+    for (const auto& [name, norm] : kNorms) {
+      if ((block.*norm).defined()) AddGroup(block.*norm, rate, block.*norm);
     }
   }
 }
@@ -175,11 +217,23 @@ absl::Status ScaleTrainer::Save() {
   return context_.directory.SaveE2e(state);
 }
 
-at::Tensor ScaleTrainer::SequenceLoss(int64_t sequence) {
-  TorchModel rounded = model_;
-  for (TorchBlock& block : rounded.blocks) {
-    for (TorchLinear& linear : block.linears) linear.scale = RoundScale(linear.scale);
+TorchModel ScaleTrainer::Student() const {
+  TorchModel student = model_;
+  size_t i = 0;
+  for (TorchBlock& block : student.blocks) {
+    for (TorchLinear& linear : block.linears) {
+      if (quant_.empty()) {
+        linear.scale = RoundScale(linear.scale);
+      } else {
+        linear.weight = FakeQuantize(linear.weight, quant_[i++]);
+      }
+    }
   }
+  return student;
+}
+
+at::Tensor ScaleTrainer::SequenceLoss(int64_t sequence) {
+  const TorchModel rounded = Student();
   const at::Tensor ids = token_ids_.narrow(0, sequence, 1);
   TorchOps ops(context_.config, context_.rotary, ids);
   at::Tensor x = ops.Embed(rounded);
@@ -192,7 +246,9 @@ at::Tensor ScaleTrainer::SequenceLoss(int64_t sequence) {
     return CrossEntropyLoss(hidden.narrow(0, 0, count), rounded.head,
                             ids.squeeze(0).narrow(0, 1, count));
   }
-  const at::Tensor states = source_states_.Rows(sequence, 1).squeeze(0).narrow(0, 0, ids.size(1));
+  const at::Tensor states = source_states_.Rows(*context_.settings.first_sample + sequence, 1)
+                                .squeeze(0)
+                                .narrow(0, 0, ids.size(1));
   return DistillationLoss(hidden, rounded.head, ops.Norm(states, source_.final_norm), source_.head);
 }
 
@@ -224,7 +280,8 @@ void ScaleTrainer::ClipGradients() {
 
 absl::Status ScaleTrainer::RunSteps() {
   const auto num_warm_up = static_cast<int64_t>(std::ceil(kWarmUpShare * num_steps_));
-  absl::Time last_save = absl::Now();
+  // Saving takes a twentieth of the time at most.
+  absl::Time next_save = absl::Now() + context_.save_interval;
   while (num_steps_done_ < num_steps_) {
     if (context_.cancelled && context_.cancelled()) {
       return absl::CancelledError(absl::StrCat("stopped in step ", num_steps_done_, " of E2E-QP"));
@@ -241,23 +298,38 @@ absl::Status ScaleTrainer::RunSteps() {
       group.Step(rate_factor_ * CosineRate(group.rate(), step, num_steps_, num_warm_up));
     }
     ++num_steps_done_;
-    if (num_steps_done_ == num_steps_ || absl::Now() - last_save >= context_.save_interval) {
+    const absl::Time now = absl::Now();
+    if (num_steps_done_ == num_steps_ || now >= next_save) {
       RETURN_IF_ERROR(Save());
-      last_save = absl::Now();
+      next_save = absl::Now() + std::max(context_.save_interval, 20 * (absl::Now() - now));
     }
     if (context_.on_step) context_.on_step(num_steps_done_, num_steps_, loss);
   }
   return absl::OkStatus();
 }
 
-absl::Status ScaleTrainer::StoreScales() {
+absl::Status ScaleTrainer::StoreResult() {
   size_t i = 0;
   for (size_t layer = 0; layer < trained_.size(); ++layer) {
+    const TorchBlock& block = model_.blocks[layer];
     for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix, ++i) {
-      PackedTensor& packed = trained_[layer].matrices.at(BlockTensorName(
-          static_cast<int>(layer), absl::StrCat(BlockMatrixName(BlockMatrix(matrix)), ".weight")));
-      ASSIGN_OR_RETURN(
-          packed, WithScales(packed, ToFloats(RoundScale(groups_[i].parameters()[0].detach()))));
+      PackedTensor& packed = trained_[layer].matrices.at(MatrixName(layer, matrix));
+      const TorchLinear& linear = block.linears[matrix];
+      if (trainable_ == E2eTrainable::kAll) {
+        ASSIGN_OR_RETURN(packed, PackTrained(linear.weight, quant_[i]));
+      } else {
+        ASSIGN_OR_RETURN(packed, WithScales(packed, ToFloats(RoundScale(linear.scale.detach()))));
+      }
+    }
+    if (trainable_ == E2eTrainable::kScales) continue;
+    for (const auto& [suffix, norm] : kNorms) {
+      if (!(block.*norm).defined()) continue;
+      const std::string name = BlockTensorName(static_cast<int>(layer), suffix);
+      trained_[layer].vectors[name] = ToFloats(block.*norm);
+      if (!at::isfinite(block.*norm).all().item<bool>()) {
+        return absl::AbortedError(
+            absl::StrCat("DIVERGED: E2E-QP, ", name, ": training left values that are not finite"));
+      }
     }
   }
   return absl::OkStatus();
@@ -278,7 +350,7 @@ absl::Status ScaleTrainer::Train() {
     status = RunSteps();
   }
   RETURN_IF_ERROR(status);
-  return StoreScales();
+  return StoreResult();
 }
 
 }  // namespace

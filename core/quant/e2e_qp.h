@@ -2,7 +2,9 @@
 #define QUERN_CORE_QUANT_E2E_QP_H_
 
 // E2E-QP (EfficientQAT, arXiv 2407.11062): the scales of all block matrices are trained together,
-// through the whole model; codes, zero points, norms, embedding and head stay. By default the loss
+// through the whole model; codes, zero points, norms, embedding and head stay. Beyond it, on
+// request, the blocks' norms are trained as well, and the weights that the codes are rounded from:
+// then codes change. By default the loss
 // is the KL divergence to the source's next-token distribution; the source's states after its last
 // block are known from Block-AP, so the teacher costs one product with its head.
 
@@ -24,7 +26,8 @@ struct E2eQpContext {
   const RotaryTables& rotary;
   const E2eQpSettings& settings;  // resolved
   TrainingDirectory& directory;
-  // The least time between two states on disk; the result does not depend on it.
+  // The least time between two states on disk (more where saving takes long); the result does not
+  // depend on it.
   absl::Duration save_interval = absl::Seconds(5);
   std::function<bool()> cancelled;  // may be empty
   // After each step, with its mean loss in nats per token; may be empty.
@@ -38,9 +41,10 @@ struct OuterTensors {
   at::Tensor head;
 };
 
-// Trains the scales of `blocks` in place. token_ids: [num_sequences, num_tokens]; source_states:
-// the source's states after its last block for these tokens (its sequences may be longer: later
-// tokens do not change earlier states); source, student: as they are and as they will be served.
+// Trains `blocks` in place. token_ids: [num_sequences, num_tokens]; source_states:
+// the source's states after its last block for these tokens, from sequence settings.first_sample on
+// (its sequences may be longer: later tokens do not change earlier states); source, student: as
+// they are and as they will be served.
 //
 // Goes on from the directory's state. ABORTED with "DIVERGED" and the step when the loss is not
 // finite or has grown beyond all measure, and again after one start with smaller steps; CANCELLED.

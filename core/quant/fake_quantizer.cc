@@ -16,16 +16,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// Rows that make a task worth a thread.
-int64_t RowGrain(const GroupShape& shape) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, shape.cols));
-}
-
-template <typename Body>
-void ParallelRows(const GroupShape& shape, const Body& body) {
-  at::parallel_for(0, shape.rows, RowGrain(shape), body);
-}
-
 // Per-group values repeated to columns, [rows, cols].
 at::Tensor ToColumns(const at::Tensor& per_group, const GroupShape& shape) {
   return per_group.repeat_interleave(shape.group_size, 1).narrow(1, 0, shape.cols);
@@ -209,19 +199,6 @@ class CodedLinearFunction : public Function<CodedLinearFunction> {
   }
 };
 
-// Grids not yet set, on the CPU.
-QuantParameters EmptyParameters(const at::Tensor& weight, const QuantFormat& format) {
-  const int64_t cols = weight.size(1);
-  QuantParameters result{
-      .shape = {weight.size(0), cols,
-                format.group_size == 0 ? cols : std::min<int64_t>(format.group_size, cols),
-                format.bits},
-      .symmetric = format.symmetric};
-  result.scale = at::empty({result.shape.rows, result.shape.num_groups()}, at::kFloat);
-  result.zero_point = at::empty_like(result.scale);
-  return result;
-}
-
 SearchedGrid GridOf(QuantParameters& parameters) {
   return {parameters.scale.data_ptr<float>(), parameters.zero_point.data_ptr<float>()};
 }
@@ -230,24 +207,6 @@ QuantParameters ToDevice(QuantParameters parameters, at::Device device) {
   parameters.scale = parameters.scale.to(device);
   parameters.zero_point = parameters.zero_point.to(device);
   return parameters;
-}
-
-// Adds to the diagonal of `h` in place and returns the upper U with U^T U = h^-1.
-absl::StatusOr<at::Tensor> DampAndFactor(const at::Tensor& h) {
-  if (!at::isfinite(h).all().item<bool>()) {
-    return absl::AbortedError("the inputs' second moments are not finite");
-  }
-  at::Tensor diagonal = h.diagonal();
-  // Inputs that were never seen leave a row of zeros.
-  const double mean = std::max(diagonal.mean().item<double>(), 1e-30);
-  for (double damping = 0.003; damping < 1e3; damping *= 10) {
-    diagonal.add_(damping * mean);
-    const auto [lower, info] = at::linalg_cholesky_ex(h.to(at::kDouble));
-    if (info.item<int>() != 0) continue;
-    const auto [upper, again] = at::linalg_cholesky_ex(at::cholesky_inverse(lower), /*upper=*/true);
-    if (again.item<int>() == 0) return upper.to(at::kFloat).contiguous();
-  }
-  return absl::AbortedError("the inputs' second moments cannot be factored");
 }
 
 template <typename T>
@@ -264,6 +223,18 @@ at::Tensor FromVector(const std::vector<float>& values, at::IntArrayRef sizes, a
 }
 
 }  // namespace
+
+QuantParameters EmptyParameters(const at::Tensor& weight, const QuantFormat& format) {
+  const int64_t cols = weight.size(1);
+  QuantParameters result{
+      .shape = {weight.size(0), cols,
+                format.group_size == 0 ? cols : std::min<int64_t>(format.group_size, cols),
+                format.bits},
+      .symmetric = format.symmetric};
+  result.scale = at::empty({result.shape.rows, result.shape.num_groups()}, at::kFloat);
+  result.zero_point = at::empty_like(result.scale);
+  return result;
+}
 
 QuantParameters SearchQuantParameters(const at::Tensor& weight, const at::Tensor& importance,
                                       const QuantFormat& format) {
@@ -287,31 +258,6 @@ QuantParameters MinMaxQuantParameters(const at::Tensor& weight, const QuantForma
   ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
     MinMaxGridRows(result.shape, format.symmetric, w.const_data_ptr<float>(), begin, end, grid);
   });
-  return ToDevice(std::move(result), weight.device());
-}
-
-absl::StatusOr<QuantParameters> GptqQuantParameters(at::Tensor& weight,
-                                                    const at::Tensor& second_moments,
-                                                    const QuantFormat& format) {
-  const at::NoGradGuard no_grad;
-  constexpr int kNumPasses = 6;
-  QuantParameters result = EmptyParameters(weight, format);
-  const at::Tensor original = weight.detach().to(at::kCPU, at::kFloat).contiguous();
-  const at::Tensor h = second_moments.to(at::kCPU, at::kFloat).contiguous().clone();
-  ASSIGN_OR_RETURN(const at::Tensor u, DampAndFactor(h));
-  at::Tensor values = original.clone();
-  const SearchedGrid grid = GridOf(result);
-  float* out = values.data_ptr<float>();
-  ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
-    GptqRows(result.shape, format.symmetric, u.const_data_ptr<float>(), begin, end, out, grid);
-  });
-  at::Tensor products =
-      (original - FakeQuantize(values, result.scale, result.zero_point, result.shape)).mm(h);
-  ParallelRows(result.shape, [&](int64_t begin, int64_t end) {
-    RefineCodesRows(result.shape, original.const_data_ptr<float>(), h.const_data_ptr<float>(),
-                    kNumPasses, begin, end, products.data_ptr<float>(), out, grid);
-  });
-  weight = values.to(weight.device());
   return ToDevice(std::move(result), weight.device());
 }
 
@@ -370,6 +316,17 @@ absl::StatusOr<PackedTensor> PackTrained(const at::Tensor& weight,
   return Pack(static_cast<int>(shape.rows), static_cast<int>(shape.cols), shape.bits,
               static_cast<int>(shape.group_size), parameters.symmetric, codes,
               ToVector<float>(scale), zero_points);
+}
+
+QuantParameters ToQuantParameters(const PackedTensor& tensor, at::Device device) {
+  QuantParameters result{.shape = {tensor.rows, tensor.cols, tensor.group_size, tensor.bits},
+                         .symmetric = tensor.symmetric};
+  const at::DimVector sizes = {tensor.rows, tensor.num_groups()};
+  result.scale = FromVector(UnpackScales(tensor), sizes, device);
+  const std::vector<uint8_t> zero_points = UnpackZeroPoints(tensor);
+  result.zero_point =
+      FromVector(std::vector<float>(zero_points.begin(), zero_points.end()), sizes, device);
+  return result;
 }
 
 CodedMatrix ToCodedMatrix(const PackedTensor& tensor, at::Device device) {

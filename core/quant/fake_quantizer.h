@@ -6,6 +6,8 @@
 
 #include <absl/status/statusor.h>
 
+#include <algorithm>
+
 #include "core/artifact/packed_model.h"
 #include "core/quant/group_loops.h"
 #include "core/quant/torch_headers.h"
@@ -24,6 +26,17 @@ struct QuantParameters {
   bool round_scale = true;
 };
 
+// Calls body(row_begin, row_end) for the rows of a matrix, in parallel where that pays.
+template <typename Body>
+void ParallelRows(const GroupShape& shape, const Body& body) {
+  constexpr int64_t kTaskWeights = 16384;
+  at::parallel_for(0, shape.rows,
+                   std::max<int64_t>(1, kTaskWeights / std::max<int64_t>(1, shape.cols)), body);
+}
+
+// Parameters for `weight` whose scales and zero points are not set yet, on the CPU.
+QuantParameters EmptyParameters(const at::Tensor& weight, const QuantFormat& format);
+
 // The grid that SearchGridRows finds for `weight`, float. importance: [cols], the mean square of
 // each input.
 QuantParameters SearchQuantParameters(const at::Tensor& weight, const at::Tensor& importance,
@@ -31,14 +44,6 @@ QuantParameters SearchQuantParameters(const at::Tensor& weight, const at::Tensor
 
 // The grid that MinMaxGridRows finds for `weight`, float.
 QuantParameters MinMaxQuantParameters(const at::Tensor& weight, const QuantFormat& format);
-
-// Codes and grid that GptqRows and RefineCodesRows find for `weight`, float, which becomes the
-// value that each code is rounded from. second_moments: [cols, cols], sum of x x^T over inputs x;
-// 0.3 % of its mean diagonal is added to the diagonal (more where that does not make it
-// positive definite). ABORTED when the moments are not finite.
-absl::StatusOr<QuantParameters> GptqQuantParameters(at::Tensor& weight,
-                                                    const at::Tensor& second_moments,
-                                                    const QuantFormat& format);
 
 // The scale as it will be stored, a half float that is not zero; its gradient passes straight
 // through. Used in every forward pass, so that what is trained is what is packed.
@@ -62,6 +67,9 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const QuantParameters& paramet
 // ABORTED when weights or scales are not finite.
 absl::StatusOr<PackedTensor> PackTrained(const at::Tensor& weight,
                                          const QuantParameters& parameters);
+
+// What a packed matrix was quantized with: under these, its dense form has its codes.
+QuantParameters ToQuantParameters(const PackedTensor& tensor, at::Device device);
 
 // A packed matrix whose scales can be trained; everything else is fixed.
 struct CodedMatrix {

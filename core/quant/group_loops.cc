@@ -259,9 +259,6 @@ QUERN_INLINE float FakeOne(float w, float scale, float zero_point, float max_cod
   return (Clamp(Round(w / scale) + zero_point, 0.0f, max_code) - zero_point) * scale;
 }
 
-// Rows that go through the columns together, so that a row of H or U is read once for all.
-constexpr int64_t kRowsAtOnce = 16;
-
 QUERN_INLINE void SearchGroup(const GroupShape& shape, bool symmetric, const float* w,
                               const float* importance, int64_t length, int64_t group,
                               const SearchedGrid& grid) {
@@ -270,131 +267,61 @@ QUERN_INLINE void SearchGroup(const GroupShape& shape, bool symmetric, const flo
 }
 
 QUERN_INLINE void Gptq(const GroupShape& shape, bool symmetric, const float* factor,
-                       int64_t row_begin, int64_t row_end, float* weights,
-                       const SearchedGrid& grid) {
+                       int64_t col_begin, int64_t col_end, int64_t row_begin, int64_t row_end,
+                       float* weights, float* errors, const SearchedGrid& grid) {
   const float max_code = static_cast<float>((1 << shape.bits) - 1);
   const int64_t cols = shape.cols;
-  const int64_t num_groups = shape.num_groups();
   // What an error in a column costs once those after it have made up for it: 1 / U_kk^2.
   std::vector<float> importance(cols);
-  for (int64_t k = 0; k < cols; ++k) {
+  for (int64_t k = col_begin; k < cols; ++k) {
     const float pivot = factor[k * cols + k];
     importance[k] = 1 / (pivot * pivot);
   }
-  for (int64_t begin = row_begin; begin < row_end; begin += kRowsAtOnce) {
-    const int64_t end = begin + kRowsAtOnce < row_end ? begin + kRowsAtOnce : row_end;
-    for (int64_t k = 0; k < cols; ++k) {
-      const int64_t group = k / shape.group_size;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    float* w = weights + row * cols;
+    float* e = errors + row * (col_end - col_begin);
+    for (int64_t k = col_begin; k < col_end; ++k) {
+      const int64_t at = row * shape.num_groups() + k / shape.group_size;
       const float* u = factor + k * cols;
-      for (int64_t row = begin; row < end; ++row) {
-        float* w = weights + row * cols;
-        const int64_t at = row * num_groups + group;
-        if (k % shape.group_size == 0) {
-          const int64_t rest = cols - k;
-          SearchGroup(shape, symmetric, w + k, importance.data() + k,
-                      rest < shape.group_size ? rest : shape.group_size, at, grid);
-        }
-        const float fake = FakeOne(w[k], grid.scales[at], grid.zero_points[at], max_code);
-        AddScaled((fake - w[k]) / u[k], u, k + 1, cols, w);
+      if (k % shape.group_size == 0) {
+        const int64_t rest = cols - k;
+        SearchGroup(shape, symmetric, w + k, importance.data() + k,
+                    rest < shape.group_size ? rest : shape.group_size, at, grid);
       }
+      const float fake = FakeOne(w[k], grid.scales[at], grid.zero_points[at], max_code);
+      const float error = (fake - w[k]) / u[k];
+      AddScaled(error, u, k + 1, col_end, w);
+      e[k - col_begin] = error;
     }
   }
 }
 
-// One row of RefineCodesRows.
-struct RowRefiner {
-  const GroupShape& shape;
-  const float* original;
-  const float* h;
-  float* products;  // e H
-  float* weights;
-  float* scales;
-  const float* zero_points;
-  float* errors;  // [cols], original - fake
-
-  QUERN_INLINE float max_code() const { return static_cast<float>((1 << shape.bits) - 1); }
-
-  QUERN_INLINE void Start() {
-    for (int64_t k = 0; k < shape.cols; ++k) {
-      const int64_t group = k / shape.group_size;
-      errors[k] = original[k] - FakeOne(weights[k], scales[group], zero_points[group], max_code());
-    }
-  }
-
-  // True when a code changed.
-  QUERN_INLINE bool PassOverCodes() {
-    bool changed = false;
-    for (int64_t k = 0; k < shape.cols; ++k) {
-      const int64_t group = k / shape.group_size;
-      const float scale = scales[group];
-      const float zero_point = zero_points[group];
-      const float* row = h + k * shape.cols;
-      const float best = original[k] + products[k] / row[k] - errors[k];
-      const float ratio = Clamp(best / scale, -zero_point - 0.49f, max_code() - zero_point + 0.49f);
-      weights[k] = ratio * scale;
-      const float error = original[k] - FakeOne(weights[k], scale, zero_point, max_code());
-      if (error != errors[k]) {
-        AddScaled(error - errors[k], row, 0, shape.cols, products);
-        errors[k] = error;
-        changed = true;
-      }
-    }
-    return changed;
-  }
-
-  // Moves each group's scale to where e^T H e is least, its codes kept.
-  QUERN_INLINE void PassOverScales() {
-    for (int64_t group = 0; group < shape.num_groups(); ++group) {
-      const int64_t begin = group * shape.group_size;
-      const int64_t end =
-          begin + shape.group_size < shape.cols ? begin + shape.group_size : shape.cols;
-      const float scale = scales[group];
-      float slope = 0;
-      float curvature = 0;
-      for (int64_t k = begin; k < end; ++k) {
-        const float code = (original[k] - errors[k]) / scale;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = begin; j < end; ++j) {
-          sum += (original[j] - errors[j]) * h[k * shape.cols + j];
-        }
-        slope += code * products[k];
-        curvature += code * sum / scale;
-      }
-      if (!(curvature > 0)) continue;
-      const float next = ToStoredScale(scale + slope / curvature);
-      if ((next < 0) != (scale < 0)) continue;
-      for (int64_t k = begin; k < end; ++k) {
-        const float code = (original[k] - errors[k]) / scale;
-        const float change = -(next - scale) * code;
-        errors[k] += change;
-        AddScaled(change, h + k * shape.cols, 0, shape.cols, products);
-        weights[k] = code * next;
-      }
-      scales[group] = next;
-    }
-  }
-};
-
 QUERN_INLINE void RefineCodes(const GroupShape& shape, const float* original, const float* h,
-                              int num_passes, int64_t row_begin, int64_t row_end, float* products,
-                              float* weights, const SearchedGrid& grid) {
-  std::vector<float> errors(shape.cols);
-  const int64_t num_groups = shape.num_groups();
+                              const float* products, int64_t col_begin, int64_t col_end,
+                              int64_t row_begin, int64_t row_end, const SearchedGrid& grid,
+                              float* weights, float* errors, float* changes) {
+  const float max_code = static_cast<float>((1 << shape.bits) - 1);
+  const int64_t num_cols = col_end - col_begin;
+  std::vector<float> local(num_cols);  // of `products`, with the changes so far
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t first = row * shape.cols;
-    RowRefiner refiner{shape,
-                       original + first,
-                       h,
-                       products + first,
-                       weights + first,
-                       grid.scales + row * num_groups,
-                       grid.zero_points + row * num_groups,
-                       errors.data()};
-    refiner.Start();
-    for (int pass = 0; pass < num_passes; ++pass) {
-      if (pass > 0) refiner.PassOverScales();
-      if (!refiner.PassOverCodes() && pass > 0) break;
+    for (int64_t k = 0; k < num_cols; ++k) local[k] = products[first + col_begin + k];
+    for (int64_t k = col_begin; k < col_end; ++k) {
+      const int64_t group = row * shape.num_groups() + k / shape.group_size;
+      const float scale = grid.scales[group];
+      const float zero_point = grid.zero_points[group];
+      const float* h_row = h + k * shape.cols;
+      float& error = errors[first + k];
+      const float best = original[first + k] + local[k - col_begin] / h_row[k] - error;
+      const float ratio = Clamp(best / scale, -zero_point - 0.49f, max_code - zero_point + 0.49f);
+      weights[first + k] = ratio * scale;
+      const float next =
+          original[first + k] - FakeOne(weights[first + k], scale, zero_point, max_code);
+      const float change = next - error;
+      changes[row * num_cols + k - col_begin] = change;
+      if (change == 0) continue;
+      AddScaled(change, h_row + col_begin, 0, num_cols, local.data());
+      error = next;
     }
   }
 }
@@ -493,15 +420,17 @@ QUERN_CLONES void MinMaxGridRows(const GroupShape& shape, bool symmetric, const 
 }
 
 QUERN_CLONES void GptqRows(const GroupShape& shape, bool symmetric, const float* u,
-                           int64_t row_begin, int64_t row_end, float* weights,
-                           const SearchedGrid& grid) {
-  Gptq(shape, symmetric, u, row_begin, row_end, weights, grid);
+                           int64_t col_begin, int64_t col_end, int64_t row_begin, int64_t row_end,
+                           float* weights, float* errors, const SearchedGrid& grid) {
+  Gptq(shape, symmetric, u, col_begin, col_end, row_begin, row_end, weights, errors, grid);
 }
 
 QUERN_CLONES void RefineCodesRows(const GroupShape& shape, const float* original, const float* h,
-                                  int num_passes, int64_t row_begin, int64_t row_end,
-                                  float* error_products, float* weights, const SearchedGrid& grid) {
-  RefineCodes(shape, original, h, num_passes, row_begin, row_end, error_products, weights, grid);
+                                  const float* error_products, int64_t col_begin, int64_t col_end,
+                                  int64_t row_begin, int64_t row_end, const SearchedGrid& grid,
+                                  float* weights, float* errors, float* changes) {
+  RefineCodes(shape, original, h, error_products, col_begin, col_end, row_begin, row_end, grid,
+              weights, errors, changes);
 }
 
 }  // namespace quern

@@ -86,23 +86,27 @@ void SearchGridRows(const GroupShape& shape, bool symmetric, const float* weight
 void MinMaxGridRows(const GroupShape& shape, bool symmetric, const float* weights,
                     int64_t row_begin, int64_t row_end, const SearchedGrid& grid);
 
-// GPTQ (arXiv 2210.17323, algorithm 1, without reordering): codes column by column, each column's
-// error made up for by those after it as far as the inputs are correlated. A group's grid is
-// searched, as above, when its first column is reached. u: upper triangular, [cols, cols], with
+// GPTQ (arXiv 2210.17323, algorithm 1, without reordering) over columns [col_begin, col_end): codes
+// column by column, each column's error made up for by those after it as far as the inputs are
+// correlated. A group's grid is searched, as above, when its first column is reached; it must not
+// end beyond col_end unless it begins at col_begin. u: upper triangular, [cols, cols], with
 // U^T U = H^-1, where H = sum over tokens of x x^T with something added to its diagonal. weights:
-// in, the matrix; out, the value each code was rounded from.
-void GptqRows(const GroupShape& shape, bool symmetric, const float* u, int64_t row_begin,
-              int64_t row_end, float* weights, const SearchedGrid& grid);
+// in, the matrix, made up for what the columns before col_begin did; out, the values that the codes
+// were rounded from. errors: [rows, col_end - col_begin], what the columns from col_end on have to
+// make up for: weights += errors * U[col_begin..col_end, col_end..].
+void GptqRows(const GroupShape& shape, bool symmetric, const float* u, int64_t col_begin,
+              int64_t col_end, int64_t row_begin, int64_t row_end, float* weights, float* errors,
+              const SearchedGrid& grid);
 
-// Lowers e^T H e (h: [cols, cols], as above), e = original - fake, one coordinate after the other
-// until none changes or `num_passes` is reached: each code in turn becomes the best one given all
-// others (as QuantEase, arXiv 2309.01885, does), and between passes each scale its least-squares
-// value. weights: in, values that round to the codes to start from; out, each code's best value
-// given the others, at most 0.49 steps beyond the outermost code. error_products: [rows, cols], e H
-// of the start; overwritten.
-void RefineCodesRows(const GroupShape& shape, const float* original, const float* h, int num_passes,
-                     int64_t row_begin, int64_t row_end, float* error_products, float* weights,
-                     const SearchedGrid& grid);
+// Lowers e^T H e (h: [cols, cols], as above), e = original - fake, along columns
+// [col_begin, col_end): each code in turn becomes the best one given all others (as QuantEase,
+// arXiv 2309.01885, does). errors: [rows, cols], e, kept up to date. weights: out, each code's best
+// value given the others, at most 0.49 steps beyond the outermost code. error_products:
+// [rows, cols], e H at the start. changes: [rows, col_end - col_begin], of e.
+void RefineCodesRows(const GroupShape& shape, const float* original, const float* h,
+                     const float* error_products, int64_t col_begin, int64_t col_end,
+                     int64_t row_begin, int64_t row_end, const SearchedGrid& grid, float* weights,
+                     float* errors, float* changes);
 
 // The half float nearest to `scale`, and when that is zero or tiny, the smallest allowed
 // magnitude with the sign of `scale`: a zero scale could neither divide nor be trained.

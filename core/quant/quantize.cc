@@ -111,6 +111,8 @@ class TrainingRun {
   int num_block_sequences() const {
     return *task_.block_ap.sample_count + task_.block_ap.validation_sample_count.value_or(0);
   }
+  // How many there must be for end-to-end training.
+  int num_e2e_sequences() const { return *task_.e2e_qp.first_sample + *task_.e2e_qp.sample_count; }
   absl::Status CheckCalibration() const;
   absl::StatusOr<OuterTensors> LoadSourceOuter() const;
   absl::Status Train(TrainingDirectory& directory, const OuterTensors& source,
@@ -120,6 +122,11 @@ class TrainingRun {
                                     std::vector<TrainedBlock>& blocks);
   absl::Status TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
                            const OuterTensors& served, std::vector<TrainedBlock>& blocks);
+  absl::StatusOr<TrainedBlock> TrainNextBlock(const BlockApContext& context, int layer,
+                                              const TorchBlock& source,
+                                              const ActivationStore& source_states,
+                                              const ActivationStore& states,
+                                              const InputMoments& moments);
   absl::Status TrainEndToEnd(TrainingDirectory& directory, const ActivationStore& source_states,
                              const OuterTensors& source, const OuterTensors& served,
                              std::vector<TrainedBlock>& blocks);
@@ -139,7 +146,7 @@ absl::Status TrainingRun::CheckCalibration() const {
   int num_sequences = num_block_sequences();
   int num_tokens = *task_.block_ap.sequence_length_tokens;
   if (with_e2e_) {
-    num_sequences = std::max(num_sequences, *task_.e2e_qp.sample_count);
+    num_sequences = std::max(num_sequences, num_e2e_sequences());
     num_tokens = std::max(num_tokens, *task_.e2e_qp.sequence_length_tokens);
   }
   if (static_cast<int>(calibration_.size()) < num_sequences) {
@@ -175,6 +182,22 @@ absl::StatusOr<OuterTensors> TrainingRun::LoadSourceOuter() const {
   return outer;
 }
 
+absl::StatusOr<TrainedBlock> TrainingRun::TrainNextBlock(const BlockApContext& context, int layer,
+                                                         const TorchBlock& source,
+                                                         const ActivationStore& source_states,
+                                                         const ActivationStore& states,
+                                                         const InputMoments& moments) {
+  std::vector<const ActivationStore*> targets;
+  std::optional<ActivationStore> reached;
+  if (*task_.block_ap.target != BlockTarget::kQuantizedStream) targets.push_back(&source_states);
+  if (*task_.block_ap.target != BlockTarget::kSourceStream) {
+    reached = states.Copy();
+    reached->Advance(context.config, context.rotary, layer, source);
+    targets.push_back(&*reached);
+  }
+  return TrainBlock(context, layer, source, states, targets, moments);
+}
+
 absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
                                       const OuterTensors& served,
                                       std::vector<TrainedBlock>& blocks) {
@@ -183,11 +206,16 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   const RotaryTables source_rotary =
       MakeRotaryTables(config, static_cast<int>(source_states.num_tokens()), device_);
   const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
-  ActivationStore states(served.embedding,
-                         ToTokenTensor(calibration_, num_block_sequences(), num_tokens, device_));
   const BlockApContext context{config, rotary, task_.format, task_.block_ap, options_.cancelled};
   blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
+  const bool with_epochs = *task_.block_ap.epoch_count > 0;
+  // The quantized stream; nothing needs it once all blocks are there.
+  std::optional<ActivationStore> states;
+  if (with_epochs && num_loaded < config.num_hidden_layers) {
+    states.emplace(served.embedding,
+                   ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_));
+  }
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (options_.cancelled && options_.cancelled()) {
       return absl::CancelledError(absl::StrCat("stopped before block ", layer));
@@ -198,29 +226,23 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
                                      ? InputMoments::Form::kFull
                                      : InputMoments::Form::kDiagonal};
     if (trains || with_e2e_ || num_loaded < config.num_hidden_layers) {
-      source_states.Advance(config, source_rotary, layer, source, trains ? &moments : nullptr);
+      source_states.Advance(config, source_rotary, layer, source, trains ? &moments : nullptr,
+                            num_block_sequences());
     }
     if (trains) {
-      std::vector<const ActivationStore*> targets;
-      std::optional<ActivationStore> reached;
-      if (*task_.block_ap.target != BlockTarget::kQuantizedStream) {
-        targets.push_back(&source_states);
-      }
-      if (*task_.block_ap.target != BlockTarget::kSourceStream) {
-        reached = states.Copy();
-        reached->Advance(config, rotary, layer, source);
-        targets.push_back(&*reached);
-      }
-      ASSIGN_OR_RETURN(TrainedBlock trained,
-                       TrainBlock(context, layer, source, states, targets, moments));
-      RETURN_IF_ERROR(directory.SaveBlock(layer, trained));
-      blocks.push_back(std::move(trained));
+      absl::StatusOr<TrainedBlock> trained =
+          with_epochs ? TrainNextBlock(context, layer, source, source_states, *states, moments)
+                      : StartBlock(*task_.block_ap.start, task_.format, layer, source, moments);
+      RETURN_IF_ERROR(trained.status());
+      RETURN_IF_ERROR(directory.SaveBlock(layer, *trained));
+      blocks.push_back(*std::move(trained));
     }
-    if (num_loaded < config.num_hidden_layers && layer + 1 < config.num_hidden_layers) {
-      states.Advance(config, rotary, layer,
-                     ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
+    if (states.has_value() && layer + 1 < config.num_hidden_layers) {
+      states->Advance(config, rotary, layer,
+                      ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
     }
-    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, blocks[layer].loss);
+    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers,
+           with_epochs ? std::optional(blocks[layer].loss) : std::nullopt);
   }
   return absl::OkStatus();
 }
@@ -231,8 +253,8 @@ absl::Status TrainingRun::QuantizeBlocksByGptq(TrainingDirectory& directory,
   const ModelConfig& config = checkpoint_.config();
   const int num_tokens = *task_.block_ap.sequence_length_tokens;
   const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
-  ActivationStore states(served.embedding,
-                         ToTokenTensor(calibration_, num_block_sequences(), num_tokens, device_));
+  ActivationStore states(
+      served.embedding, ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_));
   blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -242,9 +264,9 @@ absl::Status TrainingRun::QuantizeBlocksByGptq(TrainingDirectory& directory,
     if (layer >= num_loaded) {
       ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
       InputMoments moments{.form = InputMoments::Form::kFull};
-      states.Copy().Advance(config, rotary, layer, source, &moments);
+      states.Copy().Advance(config, rotary, layer, source, &moments, states.num_sequences());
       ASSIGN_OR_RETURN(TrainedBlock block,
-                       QuantizeBlockByGptq(task_.format, layer, source, moments));
+                       StartBlock(QuantStart::kGptq, task_.format, layer, source, moments));
       RETURN_IF_ERROR(directory.SaveBlock(layer, block));
       blocks.push_back(std::move(block));
     }
@@ -272,7 +294,8 @@ absl::Status TrainingRun::TrainEndToEnd(TrainingDirectory& directory,
                                Report(Stage::kE2eQp, step, num_steps, loss);
                              }};
   return TrainScales(context,
-                     ToTokenTensor(calibration_, *task_.e2e_qp.sample_count, num_tokens, device_),
+                     ToTokenTensor(calibration_, *task_.e2e_qp.first_sample,
+                                   *task_.e2e_qp.sample_count, num_tokens, device_),
                      source_states, source, served, blocks);
 }
 
@@ -306,10 +329,10 @@ absl::Status TrainingRun::Train(TrainingDirectory& directory, const OuterTensors
   // after, and change no earlier state.
   int num_sequences = num_block_sequences();
   int num_tokens = *task_.block_ap.sequence_length_tokens;
-  if (with_e2e_) num_sequences = std::max(num_sequences, *task_.e2e_qp.sample_count);
+  if (with_e2e_) num_sequences = std::max(num_sequences, num_e2e_sequences());
   if (with_e2e_) num_tokens = std::max(num_tokens, *task_.e2e_qp.sequence_length_tokens);
   ActivationStore source_states(source.embedding,
-                                ToTokenTensor(calibration_, num_sequences, num_tokens, device_));
+                                ToTokenTensor(calibration_, 0, num_sequences, num_tokens, device_));
   RETURN_IF_ERROR(TrainBlocks(directory, source_states, served, blocks));
   if (!with_e2e_) return absl::OkStatus();
   return TrainEndToEnd(directory, source_states, source, served, blocks);

@@ -238,18 +238,6 @@ absl::Status CheckWritable(absl::string_view path, const std::map<std::string, T
   return absl::OkStatus();
 }
 
-absl::Status WriteAll(int fd, absl::string_view bytes, absl::string_view path) {
-  // One call of more than 2^31 bytes would be cut short by Linux anyway.
-  constexpr size_t kMaxCall = size_t{1} << 30;
-  while (!bytes.empty()) {
-    const ssize_t written = write(fd, bytes.data(), std::min(bytes.size(), kMaxCall));
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": write"));
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(absl::string_view path) {
@@ -293,30 +281,13 @@ absl::Status WriteSafetensors(absl::string_view path,
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": header of ", header.size(), " bytes, at most ", kMaxHeaderBytes));
   }
-  const std::string target(path);
-  std::string temporary = absl::StrCat(path, ".tmp.XXXXXX");
-  FileDescriptor fd(mkostemp(temporary.data(), O_CLOEXEC));
-  if (fd.get() < 0) return absl::ErrnoToStatus(errno, temporary);
-  absl::Status status = WriteAll(fd.get(), header, temporary);
+  ASSIGN_OR_RETURN(DurableFile file, DurableFile::Create(path));
+  RETURN_IF_ERROR(file.Append(header));
   for (const auto& [name, view] : tensors) {
-    if (!status.ok()) break;
-    status =
-        WriteAll(fd.get(), absl::string_view(static_cast<const char*>(view.data), view.size_bytes),
-                 temporary);
+    RETURN_IF_ERROR(
+        file.Append(absl::string_view(static_cast<const char*>(view.data), view.size_bytes)));
   }
-  if (status.ok() && fsync(fd.get()) != 0) {
-    status = absl::ErrnoToStatus(errno, absl::StrCat(temporary, ": fsync"));
-  }
-  if (status.ok() && rename(temporary.c_str(), target.c_str()) != 0) {
-    status = absl::ErrnoToStatus(errno, absl::StrCat("rename to ", path));
-  }
-  if (!status.ok()) {
-    unlink(temporary.c_str());
-    return status;
-  }
-  const size_t slash = target.rfind('/');
-  const std::string parent = slash == std::string::npos ? "." : target.substr(0, slash + 1);
-  return SyncDirectory(parent);
+  return file.Commit();
 }
 
 }  // namespace quern

@@ -141,8 +141,10 @@ absl::StatusOr<std::string> Convert(const VerifiedArtifact& verified, const std:
   if (form == "quern") return partial;
   const std::string converted = absl::StrCat(partial, "/converted");
   RETURN_IF_ERROR(CreateDirectories(converted));
-  RETURN_IF_ERROR(ExportModel(
-      loaded.model, form == "gptq" ? ExportForm::kGptqV2 : ExportForm::kHuggingFace, converted));
+  ExportForm target = ExportForm::kHuggingFace;
+  if (form == "gptq") target = ExportForm::kGptqV2;
+  if (form == "gguf") target = ExportForm::kGguf;
+  RETURN_IF_ERROR(ExportModel(loaded.model, target, converted));
   return converted;
 }
 
@@ -257,8 +259,8 @@ void AddArtifacts(CLI::App& app, Command& command) {
   get->add_option(
          "--as", options->form,
          "quern: as it is; gptq: a GPTQ v2 checkpoint, the codes bit for bit; huggingface: a "
-         "checkpoint of floats")
-      ->check(CLI::IsMember({"quern", "gptq", "huggingface"}))
+         "checkpoint of floats; gguf: a model.gguf with the same values")
+      ->check(CLI::IsMember({"quern", "gptq", "huggingface", "gguf"}))
       ->capture_default_str();
   CLI::App* import =
       add("import",

@@ -39,6 +39,7 @@ struct QuantizeOptions {
   int eval_chunk_tokens = 0;
   int64_t seed = 0;
   std::string loss;
+  std::string trainable;
   std::string start;
   std::string target;
   std::optional<int> block_ap_samples;
@@ -109,7 +110,7 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
     task.mutable_block_ap()->set_sample_count(*options.block_ap_samples);
   if (options.block_ap_epochs) task.mutable_block_ap()->set_epoch_count(*options.block_ap_epochs);
   if (options.e2e_samples) task.mutable_e2e_qp()->set_sample_count(*options.e2e_samples);
-  // CLI11 has checked both against the names.
+  // CLI11 has checked these against the names.
   if (!options.start.empty()) {
     quantization_pb::BlockApSettings::Start start;
     if (!quantization_pb::BlockApSettings::Start_Parse(options.start, &start)) {
@@ -130,6 +131,13 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
       return absl::InvalidArgumentError("--loss: unknown name");
     }
     task.mutable_e2e_qp()->set_loss(loss);
+  }
+  if (!options.trainable.empty()) {
+    quantization_pb::E2eQpSettings::Trainable trainable;
+    if (!quantization_pb::E2eQpSettings::Trainable_Parse(options.trainable, &trainable)) {
+      return absl::InvalidArgumentError("--trainable: unknown name");
+    }
+    task.mutable_e2e_qp()->set_trainable(trainable);
   }
   return request;
 }
@@ -232,6 +240,10 @@ void AddQuantize(CLI::App& app, Command& command) {
   sub->add_option("--loss", options->loss, "of E2E-QP")
       ->transform(names({"DISTILLATION", "CROSS_ENTROPY"}));
   sub->add_option(
+         "--trainable", options->trainable,
+         "what E2E-QP trains: scales, as published; the norms as well; the weights as well")
+      ->transform(names({"SCALES", "SCALES_AND_NORMS", "ALL"}));
+  sub->add_option(
          "--start", options->start,
          "where Block-AP starts: each group's whole range; the range with the least error; "
          "that, and codes chosen as by GPTQ")
@@ -248,7 +260,7 @@ void AddQuantize(CLI::App& app, Command& command) {
   CLI::Option* detach = sub->add_flag("--detach", options->detach, "do not wait for the job");
   sub->add_flag("--wait", options->wait, "follow the job to its end (the default)")
       ->excludes(detach);
-  sub->add_flag("--validate-only", options->validate_only,
+  sub->add_flag("--validate-only,--dry-run", options->validate_only,
                 "check everything and print the plan, without making a job");
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {

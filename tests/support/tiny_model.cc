@@ -19,7 +19,7 @@
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
 #include "core/safetensors/safetensors.h"
-#include "tests/support/gguf_writer.h"
+#include "core/checkpoint/gguf_writer.h"
 
 namespace quern {
 namespace {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/checkpoint/gguf.h"
-#include "tests/support/gguf_writer.h"
+#include "core/checkpoint/gguf_writer.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_directory.h"
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/base/half.h"
-#include "tests/support/gguf_writer.h"
+#include "core/checkpoint/gguf_writer.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_directory.h"
 
@@ -92,6 +92,8 @@ TEST_F(GgufTest, DequantizesAsTheFormatSays) {
   writer.Tensor("q8", {32}, 8, d + codes8);
   writer.Tensor("q4_0", {32}, 2, d + codes4);
   writer.Tensor("q4_1", {32}, 3, d + m + codes4);
+  // The fifth bits of values 0 to 3 and 16.
+  writer.Tensor("q5_0", {32}, 6, d + LittleEndian<uint32_t>(0x1000f) + codes4);
   writer.Tensor("bf16", {1}, 30, LittleEndian(FloatToBfloat16(-3.5f)));
   writer.Tensor("f16", {1}, 1, LittleEndian(FloatToHalf(0.125f)));
   writer.Tensor("f32", {2, 3}, 0, std::string(24, '\0'));
@@ -108,6 +110,8 @@ TEST_F(GgufTest, DequantizesAsTheFormatSays) {
     const int code = i < 16 ? i : 31 - i;
     EXPECT_EQ(values("q8")[at], 0.5f * static_cast<float>(4 * i - 64));
     EXPECT_EQ(values("q4_0")[at], 0.5f * static_cast<float>(code - 8));
+    const int high = i < 4 || i == 16 ? 16 : 0;
+    EXPECT_EQ(values("q5_0")[at], 0.5f * static_cast<float>(code + high - 16));
     EXPECT_EQ(values("q4_1")[at], 0.5f * static_cast<float>(code) - 1);
   }
   EXPECT_THAT(values("bf16"), ElementsAre(-3.5f));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/artifact/pack.h"
+#include "core/quant/gptq.h"
 #include "tests/support/status_matchers.h"
 
 namespace quern {

@@ -74,7 +74,10 @@ class QuantizeTest : public testing::Test {
                      .epoch_count = 2,
                      .batch_size = 2,
                      .learning_rate = 5e-3,
-                     .loss = E2eLoss::kDistillation};
+                     .loss = E2eLoss::kDistillation,
+                     .trainable = E2eTrainable::kScales,
+                     .weight_learning_rate = 0.0,
+                     .first_sample = 0};
     }
     return task;
   }

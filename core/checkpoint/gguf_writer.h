@@ -1,5 +1,5 @@
-#ifndef QUERN_TESTS_SUPPORT_GGUF_WRITER_H_
-#define QUERN_TESTS_SUPPORT_GGUF_WRITER_H_
+#ifndef QUERN_CORE_CHECKPOINT_GGUF_WRITER_H_
+#define QUERN_CORE_CHECKPOINT_GGUF_WRITER_H_
 
 #include <absl/strings/string_view.h>
 
@@ -9,8 +9,8 @@
 
 namespace quern {
 
-// Builds the bytes of a GGUF file, well-formed or damaged on purpose: what is put in is written,
-// unchecked. Numbers of types are those of the format (gguf.h of llama.cpp).
+// Builds the bytes of a GGUF file, or of what stands before its tensors' data: what is put in is
+// written, unchecked. Numbers of types are those of the format (gguf.h of llama.cpp).
 class GgufWriter {
  public:
   explicit GgufWriter(uint32_t version = 3) : version_(version) {}
@@ -55,4 +55,4 @@ std::string LittleEndian(T value) {
 
 }  // namespace quern
 
-#endif  // QUERN_TESTS_SUPPORT_GGUF_WRITER_H_
+#endif  // QUERN_CORE_CHECKPOINT_GGUF_WRITER_H_

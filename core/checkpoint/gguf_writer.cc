@@ -1,4 +1,4 @@
-#include "tests/support/gguf_writer.h"
+#include "core/checkpoint/gguf_writer.h"
 
 #include <absl/strings/str_cat.h>
 

@@ -24,8 +24,12 @@ constexpr double kInferenceShare = 0.5;
 // GGUF file, 43 in most Hugging Face directories.
 constexpr int64_t kTokenizerBytesPerEntry = 35;
 constexpr int64_t kManifestBytes = 2048;
-// Passes over a row's columns in the method GPTQ, each as dear as the matrix times its width.
-constexpr double kGptqPasses = 4;
+// Products of a matrix with its inputs' second moments in GPTQ: half a one to find the codes, one
+// for the errors, then at most six passes over scales and codes.
+constexpr double kGptqPasses = 14.5;
+// What a step costs for each weight that is trained, beside products: fake quantization both ways
+// and Adam, bound by memory; in floating-point operations of the same time.
+constexpr double kWeightStepFlop = 500;
 
 absl::Status Wrong(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(field, " ", what));
@@ -241,24 +245,31 @@ class CostModel {
             .disk_bytes = 2 * sizes_.packed_bytes};
   }
 
-  // Training 6p + attention for each token and epoch; the source's pass, the quantized pass and the
-  // validation 2p each, and what the start takes. Memory: the caches of both streams and the
-  // targets, one block in training (value, gradient, two moments, fake-quantized copy), its
-  // activations.
+  // Training 6p + attention for each token and epoch; a pass of the source's stream 2p, of the
+  // quantized one and of the validation the same, and what the start takes. Memory: the caches of
+  // both streams and the targets, one block in training (value, gradient, two moments,
+  // fake-quantized copy), its activations.
   StageCost BlockAp() const {
     const BlockApSettings& block = task_.block_ap;
+    const CalibrationShape shape = CalibrationShapeOf(task_);
     const double p = static_cast<double>(sizes_.block_weights);
     const double s = *block.sequence_length_tokens;
     const double h = config_.hidden_size;
     const double train = static_cast<double>(*block.sample_count) * s;
     const double validation = static_cast<double>(*block.validation_sample_count) * s;
-    // The source's stream, the quantized one, and the source's block on it where that is a target.
-    const int passes = *block.target == BlockTarget::kSourceStream ? 2 : 3;
-    double flop = train * *block.epoch_count * (6 * p + 12 * s * h) +
-                  (train + validation) * passes * (2 * p + 4 * s * h) +
-                  validation * *block.epoch_count * (2 * p + 4 * s * h);
+    const double source = static_cast<double>(shape.num_sequences) * shape.length_tokens;
+    // Of the quantized stream, and of the source's block on it where that is a target.
+    int passes = 0;
+    if (*block.epoch_count > 0 || validation > 0) {
+      passes = *block.target == BlockTarget::kSourceStream ? 1 : 2;
+    }
+    double flop =
+        train * *block.epoch_count * (6 * p + 12 * s * h) +
+        (source + passes * (train + validation)) * (2 * p + 4 * s * h) +
+        validation * *block.epoch_count * (2 * p + 4 * s * h) +
+        Steps(block.sample_count, block.epoch_count, block.batch_size) * kWeightStepFlop * p;
     if (*block.start == QuantStart::kGptq) flop += GptqFlop(train + validation);
-    const double caches = 3 * (train + validation) * h * 4;
+    const double caches = (source + (1 + passes) * (train + validation)) * h * 4;
     const double tokens = *block.batch_size * s;
     const double activations =
         tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
@@ -269,29 +280,41 @@ class CostModel {
             .disk_bytes = 2 * sizes_.packed_bytes};
   }
 
-  // Forward and backward through the student 6, the teacher 2 for each weight and token. Memory:
-  // packed weights, scales with gradient and moments, one input for each block, one block's
-  // activations, logits of student and teacher with their gradients.
+  static double Steps(const std::optional<int>& samples, const std::optional<int>& epochs,
+                      const std::optional<int>& batch_size) {
+    return static_cast<double>(*samples) * *epochs / *batch_size;
+  }
+
+  // Of the blocks, forward and backward 6 for each weight and token; of the head, which is not
+  // trained, 4, and 2 for the teacher, whose states are known. Memory: packed weights, scales with
+  // gradient and moments, one input for each block, one block's activations, logits of student and
+  // teacher with their gradients; of weights that are trained value, gradient, two moments and the
+  // fake-quantized copy.
   StageCost E2eQp() const {
     const E2eQpSettings& e2e = task_.e2e_qp;
     const double s = *e2e.sequence_length_tokens;
     const double h = config_.hidden_size;
     const double layers = config_.num_hidden_layers;
-    const double weights = static_cast<double>(inference_weights());
+    const double weights = layers * static_cast<double>(sizes_.block_weights);
     const double teacher = e2e.loss == E2eLoss::kDistillation ? 2 : 0;
     const double tokens = static_cast<double>(*e2e.sample_count) * s * *e2e.epoch_count;
-    const double flop = tokens * ((6 + teacher) * weights + 8 * s * h * layers);
-    const double scales = layers * static_cast<double>(sizes_.block_weights) /
-                          (task_.format.group_size == 0 ? h : task_.format.group_size);
-    const double memory = static_cast<double>(sizes_.packed_bytes) + 16 * scales +
-                          4 * s * h * layers + s * 4 * (24 * h + 10.0 * config_.intermediate_size) +
-                          16 * s * config_.vocab_size +
-                          4.0 * static_cast<double>(sizes_.head_weights) +
-                          12.0 * static_cast<double>(sizes_.block_weights);
+    double flop = tokens * (6 * weights + (4 + teacher) * static_cast<double>(sizes_.head_weights) +
+                            8 * s * h * layers);
+    const double scales = weights / (task_.format.group_size == 0 ? h : task_.format.group_size);
+    double memory = static_cast<double>(sizes_.packed_bytes) + 16 * scales + 4 * s * h * layers +
+                    s * 4 * (24 * h + 10.0 * config_.intermediate_size) +
+                    16 * s * config_.vocab_size + 4.0 * static_cast<double>(sizes_.head_weights) +
+                    12.0 * static_cast<double>(sizes_.block_weights);
+    double disk = static_cast<double>(sizes_.packed_bytes);
+    if (e2e.trainable == E2eTrainable::kAll) {
+      flop += Steps(e2e.sample_count, e2e.epoch_count, e2e.batch_size) * kWeightStepFlop * weights;
+      memory += 20 * weights;
+      disk += 2 * 12 * weights;  // two generations of value and moments
+    }
     return {.stage = Stage::kE2eQp,
             .duration = FlopTime(flop, machine_.gflops),
             .host_memory_bytes = kProgramBytes + source_bytes() + static_cast<int64_t>(memory),
-            .disk_bytes = sizes_.packed_bytes};
+            .disk_bytes = static_cast<int64_t>(disk)};
   }
 
   StageCost Packing() const {

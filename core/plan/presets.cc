@@ -71,18 +71,18 @@ struct Rates {
 Rates RatesFor(int bits) {
   switch (bits) {
     case 2:
-      return {{32, 1.5e-3, 4096, 2e-5}, {32, 2.5e-3, 4096, 1e-4}, {32, 4e-3, 128, 1e-3}};
+      return {{32, 1.5e-3, 4096, 2e-5}, {32, 2.5e-3, 4096, 1e-4}, {96, 4e-3, 4096, 1e-3}};
     case 3:
-      return {{16, 7e-4, 4096, 1e-5}, {16, 1e-3, 4096, 1e-4}, {16, 2.5e-3, 128, 1e-3}};
+      return {{16, 7e-4, 4096, 1e-5}, {16, 1e-3, 4096, 1e-4}, {32, 2.5e-3, 4096, 1e-3}};
     case 4:
-      return {{16, 3e-4, 4096, 1e-5}, {16, 5e-4, 4096, 1e-4}, {16, 1e-3, 128, 1e-3}};
+      return {{16, 3e-4, 4096, 1e-5}, {16, 5e-4, 4096, 1e-4}, {32, 1e-3, 4096, 1e-3}};
     default:  // 8 bits start next to the source: small steps that cannot lead away from it
       return {{4, 2e-5, 4096, 1e-6}, {4, 5e-5, 4096, 1e-5}, {4, 1e-4, 128, 1e-4}};
   }
 }
 
-// Of the end-to-end rate of scales, both relative to the mean scale.
-constexpr double kWeightRateShare = 4;
+// Steps of a scale for the rate of scales, a share of them.
+constexpr double kWeightRateShare = 2;
 
 // Amount of data. Two epochs need a validation set, else the better one is not known.
 struct Amount {
@@ -95,6 +95,7 @@ struct Amount {
   int e2e_batch_size;
 };
 
+// Training of weights, block by block.
 Amount AmountFor(Preset preset, int bits, bool large) {
   if (bits == 8) {
     const int samples = preset == Preset::kQuick ? 4 : preset == Preset::kStandard ? 16 : 64;
@@ -114,6 +115,31 @@ Amount AmountFor(Preset preset, int bits, bool large) {
       break;  // not a matter of size
   }
   return {};
+}
+
+// Codes by GPTQ, no training of weights, then scales and norms end to end on sequences that the
+// codes were not fitted to: what won at equal time on a small model (docs/quantization.md).
+Amount UntrainedAmountFor(Preset preset, int bits) {
+  const int factor = bits == 2 ? 3 : 1;
+  switch (preset) {
+    case Preset::kQuick:
+      return {32, 512, 0, 1, 0, 32 * factor, 1};
+    case Preset::kStandard:
+      return {96, 512, 0, 1, 0, 128 * factor, 1};
+    case Preset::kBest:
+      return {512, 512, 0, 1, 0, 2048 * factor, 4};
+    case Preset::kReference:
+      break;
+  }
+  return {};
+}
+
+// Whoever sets how weights are trained wants them trained.
+bool AsksForTraining(const BlockApSettings& block) {
+  return block.epoch_count.value_or(0) > 0 || block.validation_sample_count.value_or(0) > 0 ||
+         block.start.value_or(QuantStart::kGptq) != QuantStart::kGptq || block.batch_size ||
+         block.weight_learning_rate || block.quant_learning_rate ||
+         block.zero_point_learning_rate || block.target || block.loss;
 }
 
 int64_t NumParameters(const ModelConfig& config) {
@@ -152,7 +178,10 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   if (task.preset == Preset::kReference) return ApplyReference(config, task);
   constexpr int64_t kLargeParameters = 1'000'000'000;
   const bool large = NumParameters(config) >= kLargeParameters;
-  const Amount amount = AmountFor(task.preset, task.format.bits, large);
+  const bool untrained = task.method == QuantMethod::kBlockApE2eQp && !large &&
+                         task.format.bits < 8 && !AsksForTraining(task.block_ap);
+  const Amount amount = untrained ? UntrainedAmountFor(task.preset, task.format.bits)
+                                  : AmountFor(task.preset, task.format.bits, large);
   const Rates rates = RatesFor(task.format.bits);
   const int length = std::min(amount.sequence_length_tokens, config.max_position_embeddings);
 
@@ -167,7 +196,7 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   Default(block.weight_learning_rate, rates.weight.At(block_steps));
   Default(block.quant_learning_rate, rates.scale.At(block_steps));
   Default(block.zero_point_learning_rate, 0.0);
-  Default(block.start, QuantStart::kSearch);
+  Default(block.start, untrained ? QuantStart::kGptq : QuantStart::kSearch);
   Default(block.target, BlockTarget::kSourceStream);
   Default(block.loss, BlockLoss::kRelativePerToken);
   Default(block.round_scales, true);
@@ -181,10 +210,10 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   Default(e2e.learning_rate,
           rates.e2e.At(Steps(*e2e.sample_count, *e2e.epoch_count, *e2e.batch_size)));
   Default(e2e.loss, E2eLoss::kDistillation);
-  Default(e2e.trainable, E2eTrainable::kScales);
+  Default(e2e.trainable, untrained ? E2eTrainable::kScalesAndNorms : E2eTrainable::kScales);
   Default(e2e.weight_learning_rate,
           *e2e.trainable == E2eTrainable::kAll ? *e2e.learning_rate * kWeightRateShare : 0.0);
-  Default(e2e.first_sample, 0);
+  Default(e2e.first_sample, untrained ? *block.sample_count : 0);
 }
 
 }  // namespace quern

@@ -67,7 +67,7 @@ struct E2eQpSettings {
   std::optional<double> learning_rate;
   std::optional<E2eLoss> loss;
   std::optional<E2eTrainable> trainable;
-  // Of weights, relative to the mean scale of each matrix; not set unless they are trained.
+  // Of weights, in steps of their scales; 0 unless they are trained.
   std::optional<double> weight_learning_rate;
   std::optional<int> first_sample;  // of the calibration's sequences; 0..65536
 };

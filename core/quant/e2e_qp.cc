@@ -82,6 +82,12 @@ std::string MatrixName(size_t layer, int matrix) {
                          absl::StrCat(BlockMatrixName(BlockMatrix(matrix)), ".weight"));
 }
 
+// A matrix in steps of its scales: whole numbers, since it was packed under them.
+at::Tensor ToLevels(const at::Tensor& weight, const QuantParameters& quant) {
+  const at::Tensor scale = quant.scale.repeat_interleave(quant.shape.group_size, 1);
+  return (weight / scale.narrow(1, 0, quant.shape.cols)).round();
+}
+
 std::vector<float> ToFloats(const at::Tensor& tensor) {
   const at::Tensor host = tensor.detach().cpu().contiguous();
   const float* data = host.const_data_ptr<float>();
@@ -120,7 +126,8 @@ class ScaleTrainer {
  private:
   // The blocks as they came, and fresh moments.
   void Start();
-  void AddGroup(at::Tensor parameter, double relative_rate, const at::Tensor& reference);
+  // A rate relative to the parameter's mean magnitude.
+  void AddGroup(at::Tensor parameter, double relative_rate);
   // The model as it would be served, differentiable in what is trained.
   TorchModel Student() const;
   bool GoOn(E2eState& state);
@@ -139,7 +146,8 @@ class ScaleTrainer {
   std::vector<TrainedBlock>& trained_;
   E2eTrainable trainable_;
   TorchModel model_;
-  // Of the matrices in the order of blocks, when weights are trained.
+  // Of the matrices in the order of blocks, when weights are trained; the blocks' weights are then
+  // in steps of their scales.
   std::vector<QuantParameters> quant_;
   std::vector<AdamGroup> groups_;  // one for each tensor, in the order in which Start meets it
   int64_t num_sequences_ = 0;
@@ -151,10 +159,9 @@ class ScaleTrainer {
   double first_loss_ = 0;
 };
 
-void ScaleTrainer::AddGroup(at::Tensor parameter, double relative_rate,
-                            const at::Tensor& reference) {
-  groups_.emplace_back(std::vector<at::Tensor>{std::move(parameter)},
-                       relative_rate * reference.abs().mean().item<double>());
+void ScaleTrainer::AddGroup(at::Tensor parameter, double relative_rate) {
+  const double mean = parameter.abs().mean().item<double>();
+  groups_.emplace_back(std::vector<at::Tensor>{std::move(parameter)}, relative_rate * mean);
 }
 
 void ScaleTrainer::Start() {
@@ -176,15 +183,18 @@ void ScaleTrainer::Start() {
         quant_.push_back(ToQuantParameters(trained_[layer].matrices.at(MatrixName(layer, matrix)),
                                            token_ids_.device()));
         const at::Tensor scale = quant_.back().scale;
-        if (weight_rate > 0) AddGroup(linear.weight, weight_rate, scale);
-        AddGroup(scale, rate, scale);
+        linear.weight = ToLevels(linear.weight, quant_.back());
+        if (weight_rate > 0) {
+          groups_.emplace_back(std::vector<at::Tensor>{linear.weight}, weight_rate);
+        }
+        AddGroup(scale, rate);
       } else {
-        AddGroup(linear.scale, rate, linear.scale);
+        AddGroup(linear.scale, rate);
       }
     }
     if (trainable_ == E2eTrainable::kScales) continue;
     for (const auto& [name, norm] : kNorms) {
-      if ((block.*norm).defined()) AddGroup(block.*norm, rate, block.*norm);
+      if ((block.*norm).defined()) AddGroup(block.*norm, rate);
     }
   }
 }
@@ -225,7 +235,7 @@ TorchModel ScaleTrainer::Student() const {
       if (quant_.empty()) {
         linear.scale = RoundScale(linear.scale);
       } else {
-        linear.weight = FakeQuantize(linear.weight, quant_[i++]);
+        linear.weight = FakeQuantizeLevels(linear.weight, quant_[i++]);
       }
     }
   }
@@ -316,7 +326,8 @@ absl::Status ScaleTrainer::StoreResult() {
       PackedTensor& packed = trained_[layer].matrices.at(MatrixName(layer, matrix));
       const TorchLinear& linear = block.linears[matrix];
       if (trainable_ == E2eTrainable::kAll) {
-        ASSIGN_OR_RETURN(packed, PackTrained(linear.weight, quant_[i]));
+        ASSIGN_OR_RETURN(
+            packed, PackTrained(FakeQuantizeLevels(linear.weight, quant_[i]).detach(), quant_[i]));
       } else {
         ASSIGN_OR_RETURN(packed, WithScales(packed, ToFloats(RoundScale(linear.scale.detach()))));
       }

@@ -293,6 +293,17 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const QuantParameters& paramet
                       parameters.shape);
 }
 
+at::Tensor FakeQuantizeLevels(const at::Tensor& levels, const QuantParameters& parameters) {
+  const GroupShape& shape = parameters.shape;
+  const at::Tensor whole =
+      FakeQuantize(levels, at::ones_like(parameters.scale.detach()),
+                   RoundZeroPoint(parameters.zero_point, shape.max_code()), shape);
+  const at::Tensor scale = UsedScale(parameters);
+  if (shape.cols % shape.group_size != 0) return whole * ToColumns(scale, shape);
+  return (whole.view({shape.rows, shape.num_groups(), shape.group_size}) * scale.unsqueeze(2))
+      .view({shape.rows, shape.cols});
+}
+
 absl::StatusOr<PackedTensor> PackTrained(const at::Tensor& weight,
                                          const QuantParameters& parameters) {
   const at::NoGradGuard no_grad;

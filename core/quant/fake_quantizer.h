@@ -63,6 +63,12 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const at::Tensor& scale,
 // The fake-quantized matrix under the parameters' rounded scales and zero points.
 at::Tensor FakeQuantize(const at::Tensor& weight, const QuantParameters& parameters);
 
+// (clamp(round(levels) + zero_point, 0, max_code) - zero_point) * scale: the matrix whose weights
+// are held in steps of their scales. So a change of a scale moves all its weights, codes kept, and
+// its gradient is that of E2E-QP; FakeQuantize above keeps weights, whose codes then change.
+// Rounding passes gradients straight through.
+at::Tensor FakeQuantizeLevels(const at::Tensor& levels, const QuantParameters& parameters);
+
 // The codes that the forward pass of FakeQuantize uses now, packed with scales and zero points.
 // ABORTED when weights or scales are not finite.
 absl::StatusOr<PackedTensor> PackTrained(const at::Tensor& weight,

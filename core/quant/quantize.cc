@@ -39,8 +39,13 @@ absl::Status AddRounded(const Checkpoint& checkpoint, const std::string& name,
     ASSIGN_OR_RETURN(model.half_matrices[name], ToHalfTensor(Values(matrix), rows, cols, name));
     return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(model.matrices[name], RoundToNearest(Values(matrix), rows, cols, format->bits,
-                                                        format->group_size, format->symmetric));
+  absl::StatusOr<PackedTensor> packed = RoundToNearest(Values(matrix), rows, cols, format->bits,
+                                                       format->group_size, format->symmetric);
+  if (!packed.ok()) {
+    return absl::Status(packed.status().code(),
+                        absl::StrCat(name, ": ", packed.status().message()));
+  }
+  model.matrices[name] = *std::move(packed);
   return absl::OkStatus();
 }
 
@@ -209,10 +214,11 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   const BlockApContext context{config, rotary, task_.format, task_.block_ap, options_.cancelled};
   blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
-  const bool with_epochs = *task_.block_ap.epoch_count > 0;
-  // The quantized stream; nothing needs it once all blocks are there.
+  // Else the start is all there is, and the quantized stream is not needed.
+  const bool trains_blocks =
+      *task_.block_ap.epoch_count > 0 || *task_.block_ap.validation_sample_count > 0;
   std::optional<ActivationStore> states;
-  if (with_epochs && num_loaded < config.num_hidden_layers) {
+  if (trains_blocks && num_loaded < config.num_hidden_layers) {
     states.emplace(served.embedding,
                    ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_));
   }
@@ -231,8 +237,8 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
     }
     if (trains) {
       absl::StatusOr<TrainedBlock> trained =
-          with_epochs ? TrainNextBlock(context, layer, source, source_states, *states, moments)
-                      : StartBlock(*task_.block_ap.start, task_.format, layer, source, moments);
+          trains_blocks ? TrainNextBlock(context, layer, source, source_states, *states, moments)
+                        : StartBlock(*task_.block_ap.start, task_.format, layer, source, moments);
       RETURN_IF_ERROR(trained.status());
       RETURN_IF_ERROR(directory.SaveBlock(layer, *trained));
       blocks.push_back(*std::move(trained));
@@ -242,7 +248,7 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
                       ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
     }
     Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers,
-           with_epochs ? std::optional(blocks[layer].loss) : std::nullopt);
+           trains_blocks ? std::optional(blocks[layer].loss) : std::nullopt);
   }
   return absl::OkStatus();
 }

@@ -215,6 +215,74 @@ TEST_F(QuantizeTest, EndToEndTrainingChangesScalesAlone) {
   EXPECT_EQ(num_changed, 14);
 }
 
+// What differs between two models: names of vectors, and matrices by what of them does.
+struct Difference {
+  int norms = 0;
+  int scales = 0;
+  int codes = 0;
+};
+Difference Compare(const PackedModel& a, const PackedModel& b) {
+  Difference difference;
+  for (const auto& [name, vector] : a.vectors) difference.norms += vector != b.vectors.at(name);
+  for (const auto& [name, matrix] : a.matrices) {
+    difference.scales += UnpackScales(matrix) != UnpackScales(b.matrices.at(name));
+    difference.codes += UnpackCodes(matrix) != UnpackCodes(b.matrices.at(name));
+  }
+  return difference;
+}
+
+TEST_F(QuantizeTest, EndToEndTrainingChangesWhatIsTrainable) {
+  const QuantFormat format{.bits = 3};
+  options_.work_directory = directory_ + "/blocks";
+  ASSERT_OK_AND_ASSIGN(const PackedModel blocks, Run(MakeTask(QuantMethod::kBlockAp, format)));
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, format);
+  const auto train = [&](E2eTrainable trainable, double weight_rate, const char* name) {
+    task.e2e_qp.trainable = trainable;
+    task.e2e_qp.weight_learning_rate = weight_rate;
+    options_.work_directory = directory_ + "/" + name;
+    absl::StatusOr<PackedModel> tuned = Run(task);
+    EXPECT_OK(tuned) << name;
+    EXPECT_EQ(Losses(Stage::kE2eQp).size(), 8u) << name;
+    EXPECT_EQ(UnpackZeroPoints(blocks.matrices.begin()->second),
+              UnpackZeroPoints(tuned->matrices.begin()->second));
+    return Compare(blocks, *tuned);
+  };
+  const Difference norms = train(E2eTrainable::kScalesAndNorms, 0, "norms");
+  EXPECT_EQ(norms.norms, 4) << "of two blocks; the last one stays";
+  EXPECT_EQ(norms.scales, 14);
+  EXPECT_EQ(norms.codes, 0);
+  const Difference all = train(E2eTrainable::kAll, 0.12, "all");
+  EXPECT_EQ(all.norms, 4);
+  EXPECT_EQ(all.scales, 14);
+  EXPECT_GT(all.codes, 7);
+  const Difference frozen = train(E2eTrainable::kAll, 0, "frozen");
+  EXPECT_EQ(frozen.scales, 14);
+}
+
+TEST_F(QuantizeTest, EndToEndTrainingBeginsAtItsFirstSample) {
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
+  task.block_ap.epoch_count = 0;
+  task.block_ap.sample_count = 4;
+  task.block_ap.validation_sample_count = 0;
+  task.e2e_qp.first_sample = 4;
+  task.e2e_qp.sample_count = 6;
+  ASSERT_OK_AND_ASSIGN(const PackedModel model, Run(task));
+  // The source's states of those very sequences are what it is compared with: after a change to
+  // sequence 9 alone, the steps before the one that has it are the same.
+  const std::vector<double> losses = Losses(Stage::kE2eQp);
+  ASSERT_EQ(losses.size(), 6u);
+  calibration_[9] = calibration_[3];
+  options_.work_directory = directory_ + "/changed";
+  ASSERT_OK(Run(task));
+  const std::vector<double> changed = Losses(Stage::kE2eQp);
+  EXPECT_EQ(changed[0], losses[0]);
+  EXPECT_EQ(changed[1], losses[1]);
+  EXPECT_NE(changed[2], losses[2]);
+  task.e2e_qp.sample_count = 7;
+  options_.work_directory = directory_ + "/more";
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("wants 11")));
+}
+
 TEST_F(QuantizeTest, EveryStartTargetAndLossTrains) {
   const Task plain = MakeTask(QuantMethod::kBlockAp, {.bits = 3});
   const auto run = [&](const Task& task, const std::string& name) {
@@ -260,8 +328,13 @@ TEST_F(QuantizeTest, GptqGoesOnWhereItWasStopped) {
 }
 
 // Stopping at any question whether to stop is what a kill between two steps leaves behind.
-TEST_F(QuantizeTest, StoppedAndStartedAgainGivesTheSameBytes) {
-  const Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
+class QuantizeTrainableTest : public QuantizeTest,
+                              public testing::WithParamInterface<E2eTrainable> {};
+
+TEST_P(QuantizeTrainableTest, StoppedAndStartedAgainGivesTheSameBytes) {
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
+  task.e2e_qp.trainable = GetParam();
+  if (GetParam() == E2eTrainable::kAll) task.e2e_qp.weight_learning_rate = 0.12;
   options_.num_threads = 2;
   options_.work_directory = directory_ + "/whole";
   int num_questions = 0;
@@ -283,6 +356,10 @@ TEST_F(QuantizeTest, StoppedAndStartedAgainGivesTheSameBytes) {
   EXPECT_TRUE(Losses(Stage::kE2eQp).empty());
   ExpectSameBytes(whole, again);
 }
+
+INSTANTIATE_TEST_SUITE_P(Trainable, QuantizeTrainableTest,
+                         testing::Values(E2eTrainable::kScales, E2eTrainable::kScalesAndNorms,
+                                         E2eTrainable::kAll));
 
 TEST_F(QuantizeTest, ADamagedStateIsComputedAgain) {
   const Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 4});

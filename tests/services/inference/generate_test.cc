@@ -76,7 +76,8 @@ TEST_F(GenerateTest, ClosingFieldsSayHowItWent) {
             nanos(response.usage().queue_duration()));
   EXPECT_GT(nanos(response.usage().total_duration()),
             nanos(response.usage().time_to_first_token()));
-  EXPECT_THAT(response.system_fingerprint(), testing::MatchesRegex("[0-9a-f]{12}-(avx2|scalar).*"));
+  EXPECT_THAT(response.system_fingerprint(),
+              testing::MatchesRegex("[0-9a-f]{12}-(avx512|avx2|neon|scalar).*"));
 }
 
 TEST_F(GenerateTest, ChosenSeedRepeatsTheText) {

@@ -17,9 +17,9 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
+#include "core/checkpoint/gguf_writer.h"
 #include "core/model/tensor_names.h"
 #include "core/safetensors/safetensors.h"
-#include "core/checkpoint/gguf_writer.h"
 
 namespace quern {
 namespace {

@@ -113,7 +113,7 @@ absl::Status CheckUsed(const Task& task) {
     if (has_samples || has_training) return refuse("block_ap");
     if (!task.calibration_path.empty()) return refuse("calibration");
   }
-  if (task.method == QuantMethod::kGptq && has_training) {
+  if (IsUntrained(task.method) && has_training) {
     return refuse("block_ap (beside sample_count and sequence_length_tokens)");
   }
   if (task.method != QuantMethod::kBlockApE2eQp && has_e2e) return refuse("e2e_qp");
@@ -131,7 +131,7 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
   const BlockApSettings& block = task.block_ap;
   RETURN_IF_ERROR(
       CheckLength("block_ap.sequence_length_tokens", block.sequence_length_tokens, config));
-  if (task.method == QuantMethod::kGptq) return absl::OkStatus();
+  if (IsUntrained(task.method)) return absl::OkStatus();
   RETURN_IF_ERROR(CheckBatch("block_ap", *block.batch_size, *block.sample_count));
   if (task.format.symmetric && *block.zero_point_learning_rate > 0) {
     return Wrong("block_ap.zero_point_learning_rate",
@@ -167,7 +167,7 @@ class CostModel {
     std::vector<StageCost> stages = {Loading()};
     if (task_.method != QuantMethod::kRtn) {
       stages.push_back(Calibrating());
-      stages.push_back(task_.method == QuantMethod::kGptq ? Gptq() : BlockAp());
+      stages.push_back(IsUntrained(task_.method) ? Untrained() : BlockAp());
     }
     if (task_.method == QuantMethod::kBlockApE2eQp) stages.push_back(E2eQp());
     stages.push_back(Packing());
@@ -226,17 +226,26 @@ class CostModel {
            kGptqPasses * 2 * static_cast<double>(sizes_.block_weights) * widest;
   }
 
-  // Products of the inputs with themselves, the search for codes along each row, and the pass of
-  // the block before and after. Memory: the states, the largest matrix's second moments twice and
-  // the block.
-  StageCost Gptq() const {
+  // The moments, and the errors of each exponent that is tried.
+  double AwqFlop(double tokens) const {
+    constexpr double kExponents = 21;
+    const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
+    return tokens * 2 * MomentWeights() +
+           kExponents * static_cast<double>(sizes_.block_weights) * (2 * widest + kWeightStepFlop);
+  }
+
+  // Products of the inputs with themselves, the search for codes or channels' scales, and the pass
+  // of the block before and after. Memory: the states, the largest matrix's second moments twice
+  // and the block.
+  StageCost Untrained() const {
     const BlockApSettings& block = task_.block_ap;
     const double p = static_cast<double>(sizes_.block_weights);
     const double h = config_.hidden_size;
     const double widest = std::max<double>(h, config_.intermediate_size);
     const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
     const double moments = MomentWeights();
-    const double flop = tokens * 4 * p + GptqFlop(tokens);
+    const double flop =
+        tokens * 4 * p + (task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens));
     return {.stage = Stage::kBlockAp,
             .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
             .host_memory_bytes =

@@ -71,7 +71,7 @@ struct Rates {
 Rates RatesFor(int bits) {
   switch (bits) {
     case 2:
-      return {{32, 1.5e-3, 4096, 2e-5}, {32, 2.5e-3, 4096, 1e-4}, {96, 4e-3, 4096, 1e-3}};
+      return {{32, 1.5e-3, 4096, 2e-5}, {32, 2.5e-3, 4096, 1e-4}, {64, 4e-3, 4096, 1e-3}};
     case 3:
       return {{16, 7e-4, 4096, 1e-5}, {16, 1e-3, 4096, 1e-4}, {32, 2.5e-3, 4096, 1e-3}};
     case 4:
@@ -120,7 +120,7 @@ Amount AmountFor(Preset preset, int bits, bool large) {
 // Codes by GPTQ, no training of weights, then scales and norms end to end on sequences that the
 // codes were not fitted to: what won at equal time on a small model (docs/quantization.md).
 Amount UntrainedAmountFor(Preset preset, int bits) {
-  const int factor = bits == 2 ? 3 : 1;
+  const int factor = bits == 2 ? 2 : 1;
   switch (preset) {
     case Preset::kQuick:
       return {32, 512, 0, 1, 0, 32 * factor, 1};
@@ -154,7 +154,7 @@ int64_t NumParameters(const ModelConfig& config) {
 
 // The second moments of a matrix's inputs are known well from a few times as many tokens as it has
 // inputs.
-void ApplyGptq(const ModelConfig& config, Task& task) {
+void ApplyUntrained(const ModelConfig& config, Task& task) {
   int samples = 32;
   if (task.preset == Preset::kStandard) samples = 128;
   if (task.preset == Preset::kBest || task.preset == Preset::kReference) samples = 512;
@@ -174,7 +174,7 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
     task.evaluation_chunk_tokens = std::min(kEvaluationChunkTokens, config.max_position_embeddings);
   }
   if (task.method == QuantMethod::kRtn) return;
-  if (task.method == QuantMethod::kGptq) return ApplyGptq(config, task);
+  if (IsUntrained(task.method)) return ApplyUntrained(config, task);
   if (task.preset == Preset::kReference) return ApplyReference(config, task);
   constexpr int64_t kLargeParameters = 1'000'000'000;
   const bool large = NumParameters(config) >= kLargeParameters;

@@ -56,7 +56,8 @@ const EnumNames<QuantMethod>& MethodNames() {
                                  {"RTN", 1, QuantMethod::kRtn},
                                  {"BLOCK_AP", 2, QuantMethod::kBlockAp},
                                  {"BLOCK_AP_E2E_QP", 3, QuantMethod::kBlockApE2eQp},
-                                 {"GPTQ", 4, QuantMethod::kGptq}};
+                                 {"GPTQ", 4, QuantMethod::kGptq},
+                                 {"AWQ", 5, QuantMethod::kAwq}};
   return *names;
 }
 

@@ -18,7 +18,11 @@
 
 namespace quern {
 
-enum class QuantMethod { kRtn, kGptq, kBlockAp, kBlockApE2eQp };
+enum class QuantMethod { kRtn, kGptq, kAwq, kBlockAp, kBlockApE2eQp };
+// Whether the method calibrates, but trains nothing.
+inline bool IsUntrained(QuantMethod method) {
+  return method == QuantMethod::kGptq || method == QuantMethod::kAwq;
+}
 // kReference: the recipe that EfficientQAT published, without what was found better since.
 enum class Preset { kQuick, kStandard, kBest, kReference };
 enum class E2eLoss { kDistillation, kCrossEntropy };
@@ -101,7 +105,7 @@ Json TaskToJson(const Task& task);
 // where the method uses one. Where files lie, and what the result is measured on, do not change it.
 std::string TaskDigest(const Task& task);
 
-// "RTN", "GPTQ", "BLOCK_AP" or "BLOCK_AP_E2E_QP", as in the proto.
+// "RTN", "GPTQ", "AWQ", "BLOCK_AP" or "BLOCK_AP_E2E_QP", as in the proto.
 absl::string_view MethodName(QuantMethod method);
 
 }  // namespace quern

@@ -57,43 +57,6 @@ absl::StatusOr<QuantParameters> StartMatrix(QuantStart start, int layer, BlockMa
   return quant;
 }
 
-// The block as it will be served. ABORTED when something in it is not finite.
-absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
-                                       const std::array<QuantParameters, kNumBlockMatrices>& quant,
-                                       double loss) {
-  TrainedBlock trained{.loss = loss};
-  for (int i = 0; i < kNumBlockMatrices; ++i) {
-    const std::string name =
-        BlockTensorName(layer, absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".weight"));
-    absl::StatusOr<PackedTensor> packed = PackTrained(block.linears[i].weight, quant[i]);
-    if (!packed.ok()) {
-      return absl::AbortedError(
-          absl::StrCat("DIVERGED: block ", layer, ", ", name, ": ", packed.status().message()));
-    }
-    trained.matrices[name] = *std::move(packed);
-  }
-  const auto add = [&](const std::string& suffix, const at::Tensor& tensor) {
-    if (!tensor.defined()) return;
-    const at::Tensor values = tensor.detach().cpu().contiguous();
-    const float* data = values.const_data_ptr<float>();
-    trained.vectors[BlockTensorName(layer, suffix)] = {data, data + values.numel()};
-  };
-  add("input_layernorm.weight", block.input_norm);
-  add("post_attention_layernorm.weight", block.post_attention_norm);
-  add("self_attn.q_norm.weight", block.q_norm);
-  add("self_attn.k_norm.weight", block.k_norm);
-  for (int i = 0; i < kNumBlockMatrices; ++i) {
-    add(absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".bias"), block.linears[i].bias);
-  }
-  for (const auto& [name, values] : trained.vectors) {
-    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
-      return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer, ", ", name,
-                                             ": training left values that are not finite"));
-    }
-  }
-  return trained;
-}
-
 // What a step of training needs, and nothing else of the run.
 class BlockTrainer {
  public:
@@ -260,6 +223,42 @@ absl::StatusOr<TrainedBlock> BlockTrainer::Train(const InputMoments& moments) {
 }
 
 }  // namespace
+
+absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
+                                       const std::array<QuantParameters, kNumBlockMatrices>& quant,
+                                       double loss) {
+  TrainedBlock trained{.loss = loss};
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    const std::string name =
+        BlockTensorName(layer, absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".weight"));
+    absl::StatusOr<PackedTensor> packed = PackTrained(block.linears[i].weight, quant[i]);
+    if (!packed.ok()) {
+      return absl::AbortedError(
+          absl::StrCat("DIVERGED: block ", layer, ", ", name, ": ", packed.status().message()));
+    }
+    trained.matrices[name] = *std::move(packed);
+  }
+  const auto add = [&](const std::string& suffix, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    const at::Tensor values = tensor.detach().cpu().contiguous();
+    const float* data = values.const_data_ptr<float>();
+    trained.vectors[BlockTensorName(layer, suffix)] = {data, data + values.numel()};
+  };
+  add("input_layernorm.weight", block.input_norm);
+  add("post_attention_layernorm.weight", block.post_attention_norm);
+  add("self_attn.q_norm.weight", block.q_norm);
+  add("self_attn.k_norm.weight", block.k_norm);
+  for (int i = 0; i < kNumBlockMatrices; ++i) {
+    add(absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".bias"), block.linears[i].bias);
+  }
+  for (const auto& [name, values] : trained.vectors) {
+    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+      return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer, ", ", name,
+                                             ": training left values that are not finite"));
+    }
+  }
+  return trained;
+}
 
 absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer,
                                         const TorchBlock& source, const ActivationStore& inputs,

@@ -10,12 +10,14 @@
 
 #include <absl/status/statusor.h>
 
+#include <array>
 #include <functional>
 #include <vector>
 
 #include "core/plan/task.h"
 #include "core/quant/activation_store.h"
 #include "core/quant/checkpointing.h"
+#include "core/quant/fake_quantizer.h"
 #include "core/quant/torch_ops.h"
 
 namespace quern {
@@ -46,6 +48,11 @@ absl::StatusOr<TrainedBlock> TrainBlock(const BlockApContext& context, int layer
 // it is to be good for.
 absl::StatusOr<TrainedBlock> StartBlock(QuantStart start, const QuantFormat& format, int layer,
                                         const TorchBlock& source, const InputMoments& moments);
+
+// The block as it will be served. ABORTED when something in it is not finite.
+absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
+                                       const std::array<QuantParameters, kNumBlockMatrices>& quant,
+                                       double loss);
 
 enum class WeightForm {
   kDense,  // to move activations on

@@ -14,6 +14,7 @@
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
 #include "core/quant/activation_store.h"
+#include "core/quant/awq.h"
 #include "core/quant/block_ap.h"
 #include "core/quant/checkpointing.h"
 #include "core/quant/device.h"
@@ -123,8 +124,8 @@ class TrainingRun {
   absl::Status Train(TrainingDirectory& directory, const OuterTensors& source,
                      const OuterTensors& served, std::vector<TrainedBlock>& blocks);
   // Block by block, in the quantized stream alone.
-  absl::Status QuantizeBlocksByGptq(TrainingDirectory& directory, const OuterTensors& served,
-                                    std::vector<TrainedBlock>& blocks);
+  absl::Status QuantizeBlocksUntrained(TrainingDirectory& directory, const OuterTensors& served,
+                                       std::vector<TrainedBlock>& blocks);
   absl::Status TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
                            const OuterTensors& served, std::vector<TrainedBlock>& blocks);
   absl::StatusOr<TrainedBlock> TrainNextBlock(const BlockApContext& context, int layer,
@@ -253,9 +254,9 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   return absl::OkStatus();
 }
 
-absl::Status TrainingRun::QuantizeBlocksByGptq(TrainingDirectory& directory,
-                                               const OuterTensors& served,
-                                               std::vector<TrainedBlock>& blocks) {
+absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
+                                                  const OuterTensors& served,
+                                                  std::vector<TrainedBlock>& blocks) {
   const ModelConfig& config = checkpoint_.config();
   const int num_tokens = *task_.block_ap.sequence_length_tokens;
   const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
@@ -272,7 +273,9 @@ absl::Status TrainingRun::QuantizeBlocksByGptq(TrainingDirectory& directory,
       InputMoments moments{.form = InputMoments::Form::kFull};
       states.Copy().Advance(config, rotary, layer, source, &moments, states.num_sequences());
       ASSIGN_OR_RETURN(TrainedBlock block,
-                       StartBlock(QuantStart::kGptq, task_.format, layer, source, moments));
+                       task_.method == QuantMethod::kAwq
+                           ? QuantizeBlockByAwq(task_.format, layer, source, std::move(moments))
+                           : StartBlock(QuantStart::kGptq, task_.format, layer, source, moments));
       RETURN_IF_ERROR(directory.SaveBlock(layer, block));
       blocks.push_back(std::move(block));
     }
@@ -317,8 +320,8 @@ absl::Status TrainingRun::Run(PackedModel& model) {
   served.head = model.config.tie_word_embeddings ? served.embedding
                                                  : Served(model, std::string(kHeadName), device_);
   std::vector<TrainedBlock> blocks;
-  if (task_.method == QuantMethod::kGptq) {
-    RETURN_IF_ERROR(QuantizeBlocksByGptq(directory, served, blocks));
+  if (IsUntrained(task_.method)) {
+    RETURN_IF_ERROR(QuantizeBlocksUntrained(directory, served, blocks));
   } else {
     RETURN_IF_ERROR(Train(directory, source, served, blocks));
   }

@@ -218,7 +218,7 @@ void AddQuantize(CLI::App& app, Command& command) {
                   "round to nearest; choose codes by GPTQ; train block by block; that, then tune "
                   "the scales end "
                   "to end")
-      ->transform(names({"RTN", "GPTQ", "BLOCK_AP", "BLOCK_AP_E2E_QP"}))
+      ->transform(names({"RTN", "GPTQ", "AWQ", "BLOCK_AP", "BLOCK_AP_E2E_QP"}))
       ->capture_default_str();
   sub->add_option("--preset", options->preset, "how much time to spend")
       ->transform(names({"QUICK", "STANDARD", "BEST", "REFERENCE"}))

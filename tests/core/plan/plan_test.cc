@@ -57,7 +57,7 @@ TEST(PlanTest, QuickIsTheMeasuredRecipe) {
   const struct {
     int bits, e2e_samples;
     double e2e_rate;
-  } recipes[] = {{4, 32, 1e-3}, {3, 32, 2.5e-3}, {2, 96, 4e-3}};
+  } recipes[] = {{4, 32, 1e-3}, {3, 32, 2.5e-3}, {2, 64, 4e-3}};
   for (const auto& recipe : recipes) {
     SCOPED_TRACE(recipe.bits);
     ASSERT_OK_AND_ASSIGN(const PlanResult plan, MakePlan(QuickTask(recipe.bits), SmolLm2(), {}));
@@ -178,6 +178,8 @@ TEST(PlanTest, StagesFollowTheMethod) {
   };
   EXPECT_EQ(names(QuantMethod::kRtn), "LOADING PACKING EVALUATING PUBLISHING ");
   EXPECT_EQ(names(QuantMethod::kGptq),
+            "LOADING CALIBRATING BLOCK_AP PACKING EVALUATING PUBLISHING ");
+  EXPECT_EQ(names(QuantMethod::kAwq),
             "LOADING CALIBRATING BLOCK_AP PACKING EVALUATING PUBLISHING ");
   EXPECT_EQ(names(QuantMethod::kBlockAp),
             "LOADING CALIBRATING BLOCK_AP PACKING EVALUATING PUBLISHING ");

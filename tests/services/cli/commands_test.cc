@@ -417,6 +417,18 @@ TEST_F(CommandsTest, ImportMakesAnArtifactThatRunsHere) {
   EXPECT_EQ(again.at("artifact"), artifact.id) << "the same bytes again";
   EXPECT_EQ(again.at("roundedScales"), 0);
   EXPECT_THAT(RunConnected({"artifacts", "import", gptq, imported}).error, HasSubstr("exists"));
+  // What lies in a directory is exported without a service.
+  const std::string dense = directory_.Path("dense");
+  const Result exported =
+      RunConnected({"artifacts", "export", imported, dense, "--as=huggingface"});
+  EXPECT_EQ(exported.exit_code, 0) << exported.error;
+  EXPECT_TRUE(std::filesystem::exists(dense + "/config.json"));
+  EXPECT_THAT(RunConnected({"artifacts", "export", imported, directory_.Path("y")}).error,
+              HasSubstr("is an artifact's directory already"));
+  EXPECT_THAT(
+      RunConnected({"artifacts", "export", imported, directory_.Path("y"), "--as=gguf"}).error,
+      HasSubstr("tokenizer.json: model"));
+  EXPECT_FALSE(std::filesystem::exists(directory_.Path("y")));
   const Result refused = RunConnected({"artifacts", "import", "/nowhere", directory_.Path("x")});
   EXPECT_EQ(refused.exit_code, 1);
   EXPECT_THAT(refused.error, HasSubstr("NOT_FOUND"));

@@ -498,10 +498,11 @@ TEST_F(OpenAiTest, AClientThatGoesFreesItsPages) {
 }
 
 TEST_F(OpenAiTest, DrainLetsWhatRunsEnd) {
-  LoadTiny();
+  LoadLong();
   Json body = CompletionBody();
+  body["model"] = "long";
   body["stream"] = true;
-  body["max_tokens"] = 200;
+  body["max_tokens"] = 1000;  // long enough to be seen running on any machine
   body["ignore_eos"] = true;
   Answer answer;
   std::thread client([&] { answer = Post(kCompletions, body); });

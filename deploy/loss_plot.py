@@ -37,23 +37,22 @@ def losses_of(path):
 def main(arguments):
     if len(arguments) < 2:
         sys.exit(__doc__)
-    figure, axes = pyplot.subplots(1, len(STAGES), figsize=(12, 4.5), constrained_layout=True)
-    drawn = 0
-    for path in arguments[:-1]:
-        name = pathlib.Path(path).stem
-        for axis, points in zip(axes, losses_of(path).values()):
-            if points:
-                axis.plot(*zip(*sorted(points.items())), marker='.', markersize=4, label=name)
-                drawn += 1
-    if not drawn:
-        sys.exit('no file tells of a loss: was the job watched while it trained?')
-    for axis, (stage, title) in zip(axes, STAGES.items()):
-        axis.set_title(title, fontsize=10)
+    losses = {pathlib.Path(path).stem: losses_of(path) for path in arguments[:-1]}
+    # A job without training of weights reports no error of blocks.
+    stages = [stage for stage in STAGES if any(of[stage] for of in losses.values())]
+    if not stages:
+        sys.exit('no file tells of a loss')
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(6.5 * len(stages), 4.5), squeeze=False,
+                                   constrained_layout=True)
+    for axis, stage in zip(axes[0], stages):
+        for name, of in losses.items():
+            if of[stage]:
+                axis.plot(*zip(*sorted(of[stage].items())), marker='.', markersize=4, label=name)
+        axis.set_title(STAGES[stage], fontsize=10)
         axis.set_xlabel('block' if stage == 'BLOCK_AP' else 'step')
         axis.set_yscale('log')
         axis.grid(color='#eee')
-        if axis.lines:
-            axis.legend(fontsize=8)
+        axis.legend(fontsize=8)
     figure.savefig(arguments[-1], dpi=110)
 
 

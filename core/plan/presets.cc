@@ -118,7 +118,8 @@ Amount AmountFor(Preset preset, int bits, bool large) {
 }
 
 // Codes by GPTQ, no training of weights, then scales and norms end to end on sequences that the
-// codes were not fitted to: what won at equal time on a small model (docs/quantization.md).
+// codes were not fitted to: the better model within minutes (docs/quantization.md). Measured is
+// kQuick; the others are reckoned from it.
 Amount UntrainedAmountFor(Preset preset, int bits) {
   const int factor = bits == 2 ? 2 : 1;
   switch (preset) {

@@ -30,9 +30,8 @@ at::Tensor CompareStates(BlockLoss loss, const at::Tensor& output, const at::Ten
 // The norm weights of a block that exist.
 std::vector<at::Tensor*> Norms(TorchBlock& block) {
   std::vector<at::Tensor*> norms;
-  for (at::Tensor* norm :
-       {&block.input_norm, &block.post_attention_norm, &block.q_norm, &block.k_norm}) {
-    if (norm->defined()) norms.push_back(norm);
+  for (const auto& [suffix, norm] : kBlockNorms) {
+    if ((block.*norm).defined()) norms.push_back(&(block.*norm));
   }
   return norms;
 }
@@ -244,10 +243,7 @@ absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
     const float* data = values.const_data_ptr<float>();
     trained.vectors[BlockTensorName(layer, suffix)] = {data, data + values.numel()};
   };
-  add("input_layernorm.weight", block.input_norm);
-  add("post_attention_layernorm.weight", block.post_attention_norm);
-  add("self_attn.q_norm.weight", block.q_norm);
-  add("self_attn.k_norm.weight", block.k_norm);
+  for (const auto& [suffix, norm] : kBlockNorms) add(suffix, block.*norm);
   for (int i = 0; i < kNumBlockMatrices; ++i) {
     add(absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".bias"), block.linears[i].bias);
   }
@@ -286,10 +282,7 @@ TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,
     if (found == trained.vectors.end()) return at::Tensor();
     return at::tensor(found->second).to(device);
   };
-  block.input_norm = vector("input_layernorm.weight");
-  block.post_attention_norm = vector("post_attention_layernorm.weight");
-  block.q_norm = vector("self_attn.q_norm.weight");
-  block.k_norm = vector("self_attn.k_norm.weight");
+  for (const auto& [suffix, norm] : kBlockNorms) block.*norm = vector(suffix);
   for (int i = 0; i < kNumBlockMatrices; ++i) {
     const std::string name = BlockMatrixName(BlockMatrix(i));
     const PackedTensor& packed = trained.matrices.at(BlockTensorName(layer, name + ".weight"));

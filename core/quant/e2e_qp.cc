@@ -70,13 +70,6 @@ class HeadLoss : public Function<HeadLoss> {
   }
 };
 
-// The vectors of a block that can be trained, by the ends of their names.
-constexpr std::pair<const char*, at::Tensor TorchBlock::*> kNorms[] = {
-    {"input_layernorm.weight", &TorchBlock::input_norm},
-    {"post_attention_layernorm.weight", &TorchBlock::post_attention_norm},
-    {"self_attn.q_norm.weight", &TorchBlock::q_norm},
-    {"self_attn.k_norm.weight", &TorchBlock::k_norm}};
-
 std::string MatrixName(size_t layer, int matrix) {
   return BlockTensorName(static_cast<int>(layer),
                          absl::StrCat(BlockMatrixName(BlockMatrix(matrix)), ".weight"));
@@ -193,7 +186,7 @@ void ScaleTrainer::Start() {
       }
     }
     if (trainable_ == E2eTrainable::kScales) continue;
-    for (const auto& [name, norm] : kNorms) {
+    for (const auto& [name, norm] : kBlockNorms) {
       if ((block.*norm).defined()) AddGroup(block.*norm, rate);
     }
   }
@@ -333,7 +326,7 @@ absl::Status ScaleTrainer::StoreResult() {
       }
     }
     if (trainable_ == E2eTrainable::kScales) continue;
-    for (const auto& [suffix, norm] : kNorms) {
+    for (const auto& [suffix, norm] : kBlockNorms) {
       if (!(block.*norm).defined()) continue;
       const std::string name = BlockTensorName(static_cast<int>(layer), suffix);
       trained_[layer].vectors[name] = ToFloats(block.*norm);

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/checkpoint/checkpoint.h"
@@ -39,6 +40,13 @@ struct TorchBlock {
   at::Tensor q_norm;  // [head_dim], or undefined
   at::Tensor k_norm;
 };
+
+// The norms of a block by the ends of their names; a block may lack the last two.
+inline constexpr std::pair<const char*, at::Tensor TorchBlock::*> kBlockNorms[] = {
+    {"input_layernorm.weight", &TorchBlock::input_norm},
+    {"post_attention_layernorm.weight", &TorchBlock::post_attention_norm},
+    {"self_attn.q_norm.weight", &TorchBlock::q_norm},
+    {"self_attn.k_norm.weight", &TorchBlock::k_norm}};
 
 struct TorchModel {
   at::Tensor embedding;   // [vocab_size, hidden_size]

@@ -12,6 +12,7 @@
 namespace quern {
 
 namespace reason {
+inline constexpr absl::string_view kBaseInvalid = "BASE_INVALID";
 inline constexpr absl::string_view kCalibrationInvalid = "CALIBRATION_INVALID";
 inline constexpr absl::string_view kCancelled = "CANCELLED";
 inline constexpr absl::string_view kCheckpointChanged = "CHECKPOINT_CHANGED";
@@ -34,14 +35,26 @@ inline constexpr absl::string_view kWorkDirectoryInUse = "WORK_DIRECTORY_IN_USE"
 }  // namespace reason
 
 // All of them, sorted: what a metric may have as a label.
-inline constexpr std::array kErrorReasons = {
-    reason::kCalibrationInvalid, reason::kCancelled,          reason::kCheckpointChanged,
-    reason::kCheckpointDamaged,  reason::kCheckpointNotFound, reason::kCheckpointUnsupported,
-    reason::kDeviceNotAvailable, reason::kDiverged,           reason::kEvaluationInvalid,
-    reason::kInternal,           reason::kInvalidFlags,       reason::kInvalidTask,
-    reason::kOutOfDisk,          reason::kOutOfMemory,        reason::kPoisoned,
-    reason::kPublishFailed,      reason::kQuantizerCrashed,   reason::kQuantizerNotStarted,
-    reason::kWorkDirectoryInUse};
+inline constexpr std::array kErrorReasons = {reason::kBaseInvalid,
+                                             reason::kCalibrationInvalid,
+                                             reason::kCancelled,
+                                             reason::kCheckpointChanged,
+                                             reason::kCheckpointDamaged,
+                                             reason::kCheckpointNotFound,
+                                             reason::kCheckpointUnsupported,
+                                             reason::kDeviceNotAvailable,
+                                             reason::kDiverged,
+                                             reason::kEvaluationInvalid,
+                                             reason::kInternal,
+                                             reason::kInvalidFlags,
+                                             reason::kInvalidTask,
+                                             reason::kOutOfDisk,
+                                             reason::kOutOfMemory,
+                                             reason::kPoisoned,
+                                             reason::kPublishFailed,
+                                             reason::kQuantizerCrashed,
+                                             reason::kQuantizerNotStarted,
+                                             reason::kWorkDirectoryInUse};
 static_assert(std::is_sorted(kErrorReasons.begin(), kErrorReasons.end()));
 
 }  // namespace quern

@@ -12,7 +12,6 @@
 namespace quern {
 namespace {
 
-// log(sum(exp(logits))).
 int32_t ArgMax(absl::Span<const float> logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
@@ -27,28 +26,42 @@ struct SequenceScore {
 
 // The source's logits of one sequence, and what is taken from each row once.
 struct SourceLogits {
-  std::vector<float> logits;  // [n - 1, vocab_size]
+  std::vector<float> logits;  // [scored tokens, vocab_size]
   std::vector<double> log_sum_exp;
   std::vector<int32_t> top1;
 
-  absl::Span<const float> row(int position, size_t vocab_size) const {
-    return absl::MakeConstSpan(logits).subspan(position * vocab_size, vocab_size);
+  absl::Span<const float> row(int row, size_t vocab_size) const {
+    return absl::MakeConstSpan(logits).subspan(row * vocab_size, vocab_size);
   }
 };
 
-// KL(source || model) of one position, in nats.
-// Scores `tokens`; `on_row(position, logits, log_sum_exp)` for each position that a token follows.
+// One sequence of a text.
+struct Sequence {
+  absl::Span<const int32_t> tokens;
+  int num_context_tokens = 1;
+
+  size_t num_scored() const { return tokens.size() - static_cast<size_t>(num_context_tokens); }
+};
+
+Sequence SequenceOf(const EvaluationText& text, size_t i) {
+  return {text.sequences[i], text.num_context_tokens.empty() ? 1 : text.num_context_tokens[i]};
+}
+
+// Scores a sequence; `on_row(row, logits, log_sum_exp)` for each position that a scored token
+// follows, counted from the first of them.
 absl::StatusOr<SequenceScore> ScoreSequence(
-    Engine& engine, ModelHandle model, absl::Span<const int32_t> tokens,
+    Engine& engine, ModelHandle model, const Sequence& sequence,
     const std::function<void(int, absl::Span<const float>, double, SequenceScore&)>& on_row) {
   SequenceScore score;
+  const absl::Span<const int32_t> tokens = sequence.tokens;
+  const int first = sequence.num_context_tokens - 1;
   const int last = static_cast<int>(tokens.size()) - 1;
   RETURN_IF_ERROR(engine.Score(model, tokens, [&](int position, absl::Span<const float> logits) {
-    if (position == last) return;
+    if (position < first || position == last) return;
     const double log_sum_exp = LogSumExp(logits);
     score.nll += log_sum_exp - logits[tokens[position + 1]];
     ++score.num_scored;
-    on_row(position, logits, log_sum_exp, score);
+    on_row(position - first, logits, log_sum_exp, score);
   }));
   if (!std::isfinite(score.nll) || !std::isfinite(score.kl)) {
     return absl::InternalError(
@@ -58,30 +71,29 @@ absl::StatusOr<SequenceScore> ScoreSequence(
 }
 
 absl::StatusOr<SequenceScore> ScoreSource(Engine& engine, ModelHandle model, size_t vocab_size,
-                                          absl::Span<const int32_t> tokens, SourceLogits& source) {
-  const size_t num_rows = tokens.size() - 1;
+                                          const Sequence& sequence, SourceLogits& source) {
+  const size_t num_rows = sequence.num_scored();
   source.logits.resize(num_rows * vocab_size);
   source.log_sum_exp.resize(num_rows);
   source.top1.resize(num_rows);
   return ScoreSequence(
-      engine, model, tokens,
-      [&](int position, absl::Span<const float> logits, double log_sum_exp, SequenceScore& score) {
-        std::copy(logits.begin(), logits.end(), source.logits.begin() + position * vocab_size);
-        source.log_sum_exp[position] = log_sum_exp;
-        source.top1[position] = ArgMax(logits);
+      engine, model, sequence,
+      [&](int row, absl::Span<const float> logits, double log_sum_exp, SequenceScore& score) {
+        std::copy(logits.begin(), logits.end(), source.logits.begin() + row * vocab_size);
+        source.log_sum_exp[row] = log_sum_exp;
+        source.top1[row] = ArgMax(logits);
         ++score.agreed;
       });
 }
 
 absl::StatusOr<SequenceScore> ScoreAgainst(Engine& engine, ModelHandle model, size_t vocab_size,
-                                           absl::Span<const int32_t> tokens,
-                                           const SourceLogits& source) {
+                                           const Sequence& sequence, const SourceLogits& source) {
   return ScoreSequence(
-      engine, model, tokens,
-      [&](int position, absl::Span<const float> logits, double log_sum_exp, SequenceScore& score) {
-        score.kl += KlDivergence(source.row(position, vocab_size), source.log_sum_exp[position],
-                                 logits, log_sum_exp);
-        score.agreed += ArgMax(logits) == source.top1[position] ? 1 : 0;
+      engine, model, sequence,
+      [&](int row, absl::Span<const float> logits, double log_sum_exp, SequenceScore& score) {
+        score.kl +=
+            KlDivergence(source.row(row, vocab_size), source.log_sum_exp[row], logits, log_sum_exp);
+        score.agreed += ArgMax(logits) == source.top1[row] ? 1 : 0;
       });
 }
 
@@ -117,11 +129,20 @@ absl::Status CheckTexts(const std::vector<EvaluationText>& texts) {
       return absl::InvalidArgumentError(
           absl::StrCat("evaluation text '", text.name, "' has no sequence"));
     }
-    for (const auto& sequence : text.sequences) {
-      if (sequence.size() < 2) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("evaluation text '", text.name, "' has a sequence of ", sequence.size(),
-                         " tokens, wanted at least 2: the first is not scored"));
+    if (!text.num_context_tokens.empty() &&
+        text.num_context_tokens.size() != text.sequences.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "evaluation text '", text.name, "' has ", text.sequences.size(), " sequences, but ",
+          text.num_context_tokens.size(), " numbers of context tokens"));
+    }
+    for (size_t i = 0; i < text.sequences.size(); ++i) {
+      const Sequence sequence = SequenceOf(text, i);
+      if (sequence.num_context_tokens < 1 ||
+          static_cast<int>(sequence.tokens.size()) <= sequence.num_context_tokens) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "evaluation text '", text.name, "' has a sequence of ", sequence.tokens.size(),
+            " tokens with a context of ", sequence.num_context_tokens,
+            ", wanted a context of at least 1 token and one to score"));
       }
     }
   }
@@ -160,14 +181,16 @@ absl::StatusOr<std::vector<EvaluationRow>> Evaluate(
   for (const EvaluationText& text : texts) {
     RowSums source_sums;
     std::vector<RowSums> sums(models.size());
-    for (const auto& tokens : text.sequences) {
+    for (size_t n = 0; n < text.sequences.size(); ++n) {
+      const Sequence sequence = SequenceOf(text, n);
       ASSIGN_OR_RETURN(const SequenceScore source_score,
-                       ScoreSource(engine, source, vocab_size, tokens, source_logits));
+                       ScoreSource(engine, source, vocab_size, sequence, source_logits));
       source_sums.Add(source_score);
       progress();
       for (size_t i = 0; i < models.size(); ++i) {
-        ASSIGN_OR_RETURN(const SequenceScore score,
-                         ScoreAgainst(engine, models[i].handle, vocab_size, tokens, source_logits));
+        ASSIGN_OR_RETURN(
+            const SequenceScore score,
+            ScoreAgainst(engine, models[i].handle, vocab_size, sequence, source_logits));
         sums[i].Add(score);
         progress();
       }

@@ -19,12 +19,14 @@ namespace quern {
 struct EvaluationText {
   std::string name;  // "sampled" or the file's name
   std::vector<std::vector<int32_t>> sequences;
+  // Of each sequence, the first tokens that are given and not scored, at least 1; empty: 1 of each.
+  std::vector<int> num_context_tokens;
 };
 
 struct EvaluationRow {
-  std::string model;          // "source", "rtn", "result"
-  std::string dataset;        // EvaluationText::name
-  double perplexity = 0;      // exp of the mean over sequences of the mean NLL of their tokens 2..n
+  std::string model;      // "source", "rtn", "result"
+  std::string dataset;    // EvaluationText::name
+  double perplexity = 0;  // exp of the mean over sequences of the mean NLL of their scored tokens
   double kl_divergence = 0;   // mean over scored tokens of KL(source || model), nats
   double top1_agreement = 0;  // share of scored tokens whose arg-max is the source's, in [0, 1]
   int64_t token_count = 0;    // scored tokens
@@ -39,7 +41,7 @@ struct NamedModel {
 // memory stays at one sequence's logits). Rows: for each text, source first (whose divergence is 0
 // and agreement 1), then `models` in order. Log-softmax and sums are in float64.
 // `on_progress(done, total)`, on the calling thread, counts sequences x models, the source among
-// them. INVALID_ARGUMENT when a text is empty, a sequence has fewer than 2 tokens or the
+// them. INVALID_ARGUMENT when a text is empty, a sequence has nothing to score or the
 // vocabularies differ; INTERNAL when logits are not finite; errors of Engine::Score.
 absl::StatusOr<std::vector<EvaluationRow>> Evaluate(
     Engine& engine, ModelHandle source, const std::vector<NamedModel>& models,

@@ -8,6 +8,7 @@
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
 #include "core/plan/presets.h"
+#include "core/plan/tune_task.h"
 
 namespace quern {
 namespace {
@@ -27,6 +28,8 @@ constexpr int64_t kManifestBytes = 2048;
 // Products of a matrix with its inputs' second moments in GPTQ: half a one to find the codes, one
 // for the errors, then at most six passes over scales and codes.
 constexpr double kGptqPasses = 14.5;
+// Rows of logits that the head's loss takes at once.
+constexpr int64_t kHeadSliceTokens = 128;
 // What a step costs for each weight that is trained, beside products: fake quantization both ways
 // and Adam, bound by memory; in floating-point operations of the same time.
 constexpr double kWeightStepFlop = 500;
@@ -41,6 +44,7 @@ struct ModelSizes {
   int64_t head_weights = 0;   // vocabulary x hidden
   int64_t total_weights = 0;
   int64_t packed_bytes = 0;
+  int64_t vector_bytes = 0;  // of norms and biases, which packed_bytes counts too
   int64_t header_bytes = 0;  // of model.safetensors
 };
 
@@ -53,7 +57,7 @@ ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
   for (const TensorSpec& spec : ModelTensors(config)) {
     const int64_t name_bytes = static_cast<int64_t>(spec.name.size()) + kEntryBytes;
     if (spec.kind == TensorSpec::Kind::kVector) {
-      sizes.packed_bytes += spec.shape[0] * static_cast<int64_t>(sizeof(float));
+      sizes.vector_bytes += spec.shape[0] * static_cast<int64_t>(sizeof(float));
       sizes.header_bytes += name_bytes;
       continue;
     }
@@ -75,6 +79,7 @@ ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
     sizes.packed_bytes += tensor.size_bytes();
     sizes.header_bytes += (name_bytes + 10) * (matrix->symmetric ? 2 : 3);
   }
+  sizes.packed_bytes += sizes.vector_bytes;
   sizes.block_weights = block_weights / config.num_hidden_layers;
   return sizes;
 }
@@ -120,13 +125,17 @@ absl::Status CheckUsed(const Task& task) {
   return absl::OkStatus();
 }
 
-absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
-  if (!task.evaluation_path.empty() &&
-      task.evaluation_chunk_tokens > config.max_position_embeddings) {
+absl::Status CheckEvaluation(const EvaluationData& evaluation, const ModelConfig& config) {
+  if (!evaluation.path.empty() && evaluation.chunk_tokens > config.max_position_embeddings) {
     return Wrong("evaluation.chunk_tokens",
-                 absl::StrCat("is ", task.evaluation_chunk_tokens, ", the model's context is ",
+                 absl::StrCat("is ", evaluation.chunk_tokens, ", the model's context is ",
                               config.max_position_embeddings, " tokens"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
+  RETURN_IF_ERROR(CheckEvaluation(task.evaluation, config));
   if (task.method == QuantMethod::kRtn) return absl::OkStatus();
   const BlockApSettings& block = task.block_ap;
   RETURN_IF_ERROR(
@@ -163,6 +172,32 @@ class CostModel {
            kTokenizerBytesPerEntry * config_.vocab_size;
   }
 
+  // Of tuning the scales of a packed model, whose settings are the task's of end-to-end training.
+  std::vector<StageCost> TuneStages() const {
+    const auto examples =
+        static_cast<int64_t>(*task_.e2e_qp.sample_count) * *task_.e2e_qp.sequence_length_tokens;
+    return {{.stage = Stage::kLoading,
+             .duration = absl::Seconds(1 + static_cast<double>(sizes_.packed_bytes) / 500e6),
+             .host_memory_bytes = kProgramBytes + sizes_.packed_bytes},
+            {.stage = Stage::kCalibrating,
+             .duration = absl::Seconds(1),
+             .host_memory_bytes = kProgramBytes + sizes_.packed_bytes +
+                                  examples * static_cast<int64_t>(sizeof(int32_t))},
+            E2eQp(),
+            {.stage = Stage::kPacking,
+             .duration = absl::Seconds(1),
+             .host_memory_bytes = kProgramBytes + 2 * sizes_.packed_bytes,
+             .disk_bytes = scale_bytes()},
+            Evaluating(),
+            Publishing(scale_bytes())};
+  }
+
+  // Of the scales and, where they are trained, norms of all block matrices.
+  int64_t scale_bytes() const {
+    return NumScales() * static_cast<int64_t>(sizeof(uint16_t)) + sizes_.header_bytes +
+           (*task_.e2e_qp.trainable == E2eTrainable::kScales ? 0 : sizes_.vector_bytes);
+  }
+
   std::vector<StageCost> Stages() const {
     std::vector<StageCost> stages = {Loading()};
     if (task_.method != QuantMethod::kRtn) {
@@ -172,10 +207,7 @@ class CostModel {
     if (task_.method == QuantMethod::kBlockApE2eQp) stages.push_back(E2eQp());
     stages.push_back(Packing());
     stages.push_back(Evaluating());
-    stages.push_back({.stage = Stage::kPublishing,
-                      .duration = absl::Seconds(1 + artifact_bytes() / 200e6),
-                      .host_memory_bytes = kProgramBytes,
-                      .disk_bytes = artifact_bytes()});
+    stages.push_back(Publishing(artifact_bytes()));
     return stages;
   }
 
@@ -192,6 +224,19 @@ class CostModel {
   // Keys and values of `tokens` tokens, in floats.
   int64_t KvBytes(int64_t tokens) const {
     return tokens * config_.num_hidden_layers * 2 * config_.kv_size() * 4;
+  }
+
+  int64_t NumScales() const {
+    const int64_t group =
+        task_.format.group_size == 0 ? config_.hidden_size : task_.format.group_size;
+    return sizes_.block_weights * config_.num_hidden_layers / group;
+  }
+
+  static StageCost Publishing(int64_t bytes) {
+    return {.stage = Stage::kPublishing,
+            .duration = absl::Seconds(1 + static_cast<double>(bytes) / 200e6),
+            .host_memory_bytes = kProgramBytes,
+            .disk_bytes = bytes};
   }
 
   StageCost Loading() const {
@@ -296,8 +341,8 @@ class CostModel {
 
   // Of the blocks, forward and backward 6 for each weight and token; of the head, which is not
   // trained, 4, and 2 for the teacher, whose states are known. Memory: packed weights, scales with
-  // gradient and moments, one input for each block, one block's activations, logits of student and
-  // teacher with their gradients; of weights that are trained value, gradient, two moments and the
+  // gradient and moments, what the way back needs, logits of student and teacher with their
+  // gradients; of weights that are trained value, gradient, two moments and the
   // fake-quantized copy.
   StageCost E2eQp() const {
     const E2eQpSettings& e2e = task_.e2e_qp;
@@ -309,10 +354,19 @@ class CostModel {
     const double tokens = static_cast<double>(*e2e.sample_count) * s * *e2e.epoch_count;
     double flop = tokens * (6 * weights + (4 + teacher) * static_cast<double>(sizes_.head_weights) +
                             8 * s * h * layers);
-    const double scales = weights / (task_.format.group_size == 0 ? h : task_.format.group_size);
-    double memory = static_cast<double>(sizes_.packed_bytes) + 16 * scales + 4 * s * h * layers +
-                    s * 4 * (24 * h + 10.0 * config_.intermediate_size) +
-                    16 * s * config_.vocab_size + 4.0 * static_cast<double>(sizes_.head_weights) +
+    // Sequences of one step that are taken at once.
+    const int64_t together = std::max<int64_t>(
+        *e2e.sequence_length_tokens,
+        std::min<int64_t>(static_cast<int64_t>(s) * *e2e.batch_size, kE2eTokensTogether));
+    int64_t graph = E2eGraphBytes(config_, together);
+    if (graph > kMaxE2eGraphBytes) {
+      graph = graph / config_.num_hidden_layers +
+              together * config_.hidden_size * config_.num_hidden_layers * 4;
+      flop += tokens * (2 * weights + 4 * s * h * layers);
+    }
+    double memory = static_cast<double>(sizes_.packed_bytes + 16 * NumScales() + graph) +
+                    16.0 * kHeadSliceTokens * config_.vocab_size +
+                    4.0 * static_cast<double>(sizes_.head_weights) +
                     12.0 * static_cast<double>(sizes_.block_weights);
     double disk = static_cast<double>(sizes_.packed_bytes);
     if (e2e.trainable == E2eTrainable::kAll) {
@@ -336,9 +390,9 @@ class CostModel {
   StageCost Evaluating() const {
     const int64_t length = std::min<int64_t>(kEvaluationTokens, config_.max_position_embeddings);
     const int64_t sampled = kEvaluationSequences * length;
-    const int64_t text = task_.evaluation_path.empty() ? 0
-                                                       : int64_t{task_.evaluation_chunk_tokens} *
-                                                             task_.evaluation_max_chunk_count;
+    const int64_t text = task_.evaluation.path.empty() ? 0
+                                                       : int64_t{task_.evaluation.chunk_tokens} *
+                                                             task_.evaluation.max_chunk_count;
     // Sampled once, then scored by the source, round-to-nearest and the result.
     const double tokens = static_cast<double>(sampled + 3 * (sampled + text));
     return {.stage = Stage::kEvaluating,
@@ -404,6 +458,14 @@ CalibrationShape CalibrationShapeOf(const Task& resolved) {
   return shape;
 }
 
+// Of a block: norms, projections, rotated and repeated heads, attention, gate, up and their
+// product.
+int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens) {
+  const int64_t of_token = 24 * int64_t{config.hidden_size} + 4 * int64_t{config.kv_size()} +
+                           10 * int64_t{config.intermediate_size};
+  return num_tokens * config.num_hidden_layers * of_token * static_cast<int64_t>(sizeof(float));
+}
+
 int SourceBytesPerWeight(const ModelConfig& config, int64_t weight_bytes) {
   int64_t num_weights = 0;
   for (const TensorSpec& spec : ModelTensors(config)) {
@@ -425,6 +487,27 @@ absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
   const CostModel costs(plan.resolved, config, machine);
   plan.stages = costs.Stages();
   plan.artifact_size_bytes = costs.artifact_bytes();
+  RETURN_IF_ERROR(CheckMemory(plan.stages, machine));
+  return plan;
+}
+
+absl::StatusOr<TunePlan> PlanTune(const TuneTask& task, const ModelConfig& config,
+                                  const QuantFormat& format, const Machine& machine) {
+  RETURN_IF_ERROR(config.Validate());
+  RETURN_IF_ERROR(format.Validate());
+  TunePlan plan{.resolved = ResolvedTuneTask(task, config)};
+  const TuneSettings& settings = plan.resolved.settings;
+  RETURN_IF_ERROR(
+      CheckLength("settings.sequence_length_tokens", settings.sequence_length_tokens, config));
+  RETURN_IF_ERROR(CheckEvaluation(plan.resolved.evaluation, config));
+  const Task training{
+      .format = format, .evaluation = plan.resolved.evaluation, .e2e_qp = E2eSettingsOf(settings)};
+  // The base is packed: there is no source.
+  Machine without_source = machine;
+  without_source.source_bytes_per_weight = 0;
+  const CostModel costs(training, config, without_source);
+  plan.stages = costs.TuneStages();
+  plan.artifact_size_bytes = costs.scale_bytes() + kManifestBytes;
   RETURN_IF_ERROR(CheckMemory(plan.stages, machine));
   return plan;
 }

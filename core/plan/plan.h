@@ -33,6 +33,14 @@ struct Machine {
 // Machine::source_bytes_per_weight of a checkpoint whose files hold `weight_bytes`.
 int SourceBytesPerWeight(const ModelConfig& config, int64_t weight_bytes);
 
+// End-to-end training takes several sequences at once as long as they have no more tokens than
+// this: enough that what is done for each weight, whatever their number, is not most of the time.
+inline constexpr int kE2eTokensTogether = 512;
+// What end-to-end training keeps of all blocks for the way back; where that is more than this, it
+// keeps their inputs alone and computes the rest again, a third more of the products.
+inline constexpr int64_t kMaxE2eGraphBytes = int64_t{3} << 30;
+int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens);
+
 struct StageCost {
   Stage stage;
   absl::Duration duration;

@@ -169,11 +169,15 @@ double Steps(int sample_count, int epoch_count, int batch_size) {
 
 }  // namespace
 
-void ApplyPreset(const ModelConfig& config, Task& task) {
+void ResolveChunkTokens(const ModelConfig& config, EvaluationData& evaluation) {
   constexpr int kEvaluationChunkTokens = 512;
-  if (task.evaluation_chunk_tokens == 0) {
-    task.evaluation_chunk_tokens = std::min(kEvaluationChunkTokens, config.max_position_embeddings);
+  if (evaluation.chunk_tokens == 0) {
+    evaluation.chunk_tokens = std::min(kEvaluationChunkTokens, config.max_position_embeddings);
   }
+}
+
+void ApplyPreset(const ModelConfig& config, Task& task) {
+  ResolveChunkTokens(config, task.evaluation);
   if (task.method == QuantMethod::kRtn) return;
   if (IsUntrained(task.method)) return ApplyUntrained(config, task);
   if (task.preset == Preset::kReference) return ApplyReference(config, task);

@@ -12,6 +12,9 @@ namespace quern {
 // method does not use stay open. `task.format` must be valid.
 void ApplyPreset(const ModelConfig& config, Task& task);
 
+// Sets what chunk_tokens of 0 stands for.
+void ResolveChunkTokens(const ModelConfig& config, EvaluationData& evaluation);
+
 }  // namespace quern
 
 #endif  // QUERN_CORE_PLAN_PRESETS_H_

@@ -76,16 +76,21 @@ struct E2eQpSettings {
   std::optional<int> first_sample;  // of the calibration's sequences; 0..65536
 };
 
+// Optional text to evaluate on.
+struct EvaluationData {
+  std::string path;      // below a data root; empty: none
+  int chunk_tokens = 0;  // 0: 512, or the model's context where that is less
+  int max_chunk_count = 40;
+};
+
 struct Task {
   std::string checkpoint_path;    // below a model root, '/'-separated
   std::string checkpoint_digest;  // optional, hex
   QuantFormat format;
   QuantMethod method = QuantMethod::kBlockApE2eQp;
   Preset preset = Preset::kStandard;
-  std::string calibration_path;     // below a data root; empty: sampled from the model
-  std::string evaluation_path;      // optional text to evaluate on, below a data root
-  int evaluation_chunk_tokens = 0;  // 0: 512, or the model's context where that is less
-  int evaluation_max_chunk_count = 40;
+  std::string calibration_path;  // below a data root; empty: sampled from the model
+  EvaluationData evaluation;
   BlockApSettings block_ap;
   E2eQpSettings e2e_qp;
   uint64_t seed = 0;

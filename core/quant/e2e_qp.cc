@@ -96,19 +96,14 @@ bool FromFloats(const std::vector<float>& values, at::Tensor& tensor) {
 
 class ScaleTrainer {
  public:
-  ScaleTrainer(const E2eQpContext& context, const at::Tensor& token_ids,
-               const ActivationStore& source_states, const OuterTensors& source,
-               const OuterTensors& student, std::vector<TrainedBlock>& blocks)
-      : context_(context),
-        token_ids_(token_ids),
-        source_states_(source_states),
-        source_(source),
-        trained_(blocks) {
+  ScaleTrainer(const E2eQpContext& context, const E2eData& data, const OuterTensors& student,
+               std::vector<TrainedBlock>& blocks)
+      : context_(context), data_(data), trained_(blocks) {
     model_.embedding = student.embedding;
     model_.final_norm = student.final_norm;
     model_.head = student.head;
     trainable_ = *context.settings.trainable;
-    num_sequences_ = *context.settings.sample_count;
+    num_sequences_ = data.num_sequences();
     batch_size_ = *context.settings.batch_size;
     steps_per_epoch_ = (num_sequences_ + batch_size_ - 1) / batch_size_;
     num_steps_ = steps_per_epoch_ * *context.settings.epoch_count;
@@ -121,21 +116,23 @@ class ScaleTrainer {
   void Start();
   // A rate relative to the parameter's mean magnitude.
   void AddGroup(at::Tensor parameter, double relative_rate);
-  // The model as it would be served, differentiable in what is trained.
-  TorchModel Student() const;
+  // A block as it would be served, differentiable in what is trained.
+  TorchBlock ServedBlock(size_t layer) const;
   bool GoOn(E2eState& state);
   absl::Status Save();
   // Steps from num_steps_done_ on. ABORTED when it diverges.
   absl::Status RunSteps();
-  at::Tensor SequenceLoss(int64_t sequence);
+  // How many sequences of `end - begin` are taken at once, from `begin` on.
+  int64_t NumTogether(int64_t begin, int64_t end) const;
+  // Adds the gradients of the loss of `count` sequences from `begin` over `share`; returns that
+  // loss. Adds none where it is not finite.
+  double AddGradients(int64_t begin, int64_t count, double share);
   double StepGradients(int64_t step);
   void ClipGradients();
   absl::Status StoreResult();
 
   const E2eQpContext& context_;
-  const at::Tensor& token_ids_;
-  const ActivationStore& source_states_;
-  const OuterTensors& source_;
+  const E2eData& data_;
   std::vector<TrainedBlock>& trained_;
   E2eTrainable trainable_;
   TorchModel model_;
@@ -168,13 +165,13 @@ void ScaleTrainer::Start() {
   for (size_t layer = 0; layer < trained_.size(); ++layer) {
     const auto form = all ? WeightForm::kDense : WeightForm::kCoded;
     model_.blocks.push_back(
-        ToTorchBlock(static_cast<int>(layer), trained_[layer], form, token_ids_.device()));
+        ToTorchBlock(static_cast<int>(layer), trained_[layer], form, model_.embedding.device()));
     TorchBlock& block = model_.blocks.back();
     for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix) {
       TorchLinear& linear = block.linears[matrix];
       if (all) {
         quant_.push_back(ToQuantParameters(trained_[layer].matrices.at(MatrixName(layer, matrix)),
-                                           token_ids_.device()));
+                                           model_.embedding.device()));
         const at::Tensor scale = quant_.back().scale;
         linear.weight = ToLevels(linear.weight, quant_.back());
         if (weight_rate > 0) {
@@ -220,51 +217,81 @@ absl::Status ScaleTrainer::Save() {
   return context_.directory.SaveE2e(state);
 }
 
-TorchModel ScaleTrainer::Student() const {
-  TorchModel student = model_;
-  size_t i = 0;
-  for (TorchBlock& block : student.blocks) {
-    for (TorchLinear& linear : block.linears) {
-      if (quant_.empty()) {
-        linear.scale = RoundScale(linear.scale);
-      } else {
-        linear.weight = FakeQuantizeLevels(linear.weight, quant_[i++]);
-      }
+TorchBlock ScaleTrainer::ServedBlock(size_t layer) const {
+  TorchBlock block = model_.blocks[layer];
+  for (size_t matrix = 0; matrix < kNumBlockMatrices; ++matrix) {
+    TorchLinear& linear = block.linears[matrix];
+    if (quant_.empty()) {
+      linear.scale = RoundScale(linear.scale);
+    } else {
+      linear.weight = FakeQuantizeLevels(linear.weight, quant_[layer * kNumBlockMatrices + matrix]);
     }
   }
-  return student;
+  return block;
 }
 
-at::Tensor ScaleTrainer::SequenceLoss(int64_t sequence) {
-  const TorchModel rounded = Student();
-  const at::Tensor ids = token_ids_.narrow(0, sequence, 1);
-  TorchOps ops(context_.config, context_.rotary, ids);
-  at::Tensor x = ops.Embed(rounded);
-  for (size_t layer = 0; layer < rounded.blocks.size(); ++layer) {
-    x = RunBlock(ops, static_cast<int>(layer), rounded.blocks[layer], std::move(x));
+int64_t ScaleTrainer::NumTogether(int64_t begin, int64_t end) const {
+  int64_t longest = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    longest = std::max(longest, data_.Length(i));
+    if (i > begin && (i + 1 - begin) * longest > kE2eTokensTogether) return i - begin;
   }
-  const at::Tensor hidden = ops.Norm(x, rounded.final_norm).squeeze(0);
-  if (*context_.settings.loss == E2eLoss::kCrossEntropy) {
-    const int64_t count = ids.size(1) - 1;
-    return CrossEntropyLoss(hidden.narrow(0, 0, count), rounded.head,
-                            ids.squeeze(0).narrow(0, 1, count));
-  }
-  const at::Tensor states = source_states_.Rows(*context_.settings.first_sample + sequence, 1)
-                                .squeeze(0)
-                                .narrow(0, 0, ids.size(1));
-  return DistillationLoss(hidden, rounded.head, ops.Norm(states, source_.final_norm), source_.head);
+  return end - begin;
 }
 
-// Sequence by sequence, so that memory holds the graph of one.
+double ScaleTrainer::AddGradients(int64_t begin, int64_t count, double share) {
+  const at::Tensor ids = data_.TokenIds(begin, count);
+  const RotaryTables rotary = {context_.rotary.cosines.narrow(0, 0, ids.size(1)),
+                               context_.rotary.sines.narrow(0, 0, ids.size(1))};
+  TorchOps ops(context_.config, rotary, ids);
+  const auto loss_of = [&](const at::Tensor& x) {
+    return data_.Loss(begin, count, ops.Norm(x, model_.final_norm), model_.head) / share;
+  };
+  const auto run = [&](size_t layer, at::Tensor x) {
+    return RunBlock(ops, static_cast<int>(layer), ServedBlock(layer), std::move(x));
+  };
+  at::Tensor x = ops.Embed(model_);
+  if (E2eGraphBytes(context_.config, ids.numel()) <= context_.max_graph_bytes) {
+    for (size_t layer = 0; layer < model_.blocks.size(); ++layer) x = run(layer, std::move(x));
+    const at::Tensor loss = loss_of(x);
+    const double value = loss.item<double>();
+    if (std::isfinite(value)) loss.backward();
+    return value;
+  }
+  std::vector<at::Tensor> inputs;
+  {
+    const at::NoGradGuard no_grad;
+    for (size_t layer = 0; layer < model_.blocks.size(); ++layer) {
+      inputs.push_back(x);
+      x = run(layer, std::move(x));
+    }
+  }
+  x.requires_grad_();
+  const at::Tensor loss = loss_of(x);
+  const double value = loss.item<double>();
+  if (!std::isfinite(value)) return value;
+  loss.backward();
+  at::Tensor grad = x.grad();
+  for (size_t layer = model_.blocks.size(); layer-- > 0;) {
+    at::Tensor input = std::move(inputs[layer]);
+    inputs.pop_back();
+    input.requires_grad_();
+    run(layer, input).backward(grad);
+    grad = input.grad();
+  }
+  return value;
+}
+
 double ScaleTrainer::StepGradients(int64_t step) {
   const int64_t begin = step % steps_per_epoch_ * batch_size_;
-  const int64_t count = std::min(batch_size_, num_sequences_ - begin);
+  const int64_t end = std::min(begin + batch_size_, num_sequences_);
+  const double weight = data_.Weight(begin, end - begin);
   double sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const at::Tensor loss = SequenceLoss(begin + i) / static_cast<double>(count);
-    sum += loss.item<double>();
+  for (int64_t i = begin; i < end;) {
+    const int64_t count = NumTogether(i, end);
+    sum += AddGradients(i, count, weight / data_.Weight(i, count));
     if (!std::isfinite(sum)) return sum;
-    loss.backward();
+    i += count;
   }
   return sum;
 }
@@ -369,10 +396,9 @@ at::Tensor CrossEntropyLoss(const at::Tensor& hidden, const at::Tensor& head,
   return HeadLoss::apply(hidden, head, HeadLoss::Reference{{}, {}, targets});
 }
 
-absl::Status TrainScales(const E2eQpContext& context, const at::Tensor& token_ids,
-                         const ActivationStore& source_states, const OuterTensors& source,
+absl::Status TrainScales(const E2eQpContext& context, const E2eData& data,
                          const OuterTensors& student, std::vector<TrainedBlock>& blocks) {
-  return ScaleTrainer(context, token_ids, source_states, source, student, blocks).Train();
+  return ScaleTrainer(context, data, student, blocks).Train();
 }
 
 }  // namespace quern

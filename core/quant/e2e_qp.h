@@ -14,6 +14,7 @@
 #include <functional>
 #include <vector>
 
+#include "core/plan/plan.h"
 #include "core/plan/task.h"
 #include "core/quant/activation_store.h"
 #include "core/quant/checkpointing.h"
@@ -29,6 +30,9 @@ struct E2eQpContext {
   // The least time between two states on disk (more where saving takes long); the result does not
   // depend on it.
   absl::Duration save_interval = absl::Seconds(5);
+  // What may be kept of all blocks for the way back; beyond it only their inputs are, and the rest
+  // is computed again, to the same bits.
+  int64_t max_graph_bytes = kMaxE2eGraphBytes;
   std::function<bool()> cancelled;  // may be empty
   // After each step, with its mean loss in nats per token; may be empty.
   std::function<void(int64_t step, int64_t num_steps, double loss)> on_step;
@@ -41,15 +45,29 @@ struct OuterTensors {
   at::Tensor head;
 };
 
-// Trains `blocks` in place. token_ids: [num_sequences, num_tokens]; source_states:
-// the source's states after its last block for these tokens, from sequence settings.first_sample on
-// (its sequences may be longer: later tokens do not change earlier states); source, student: as
-// they are and as they will be served.
+// What end-to-end training sees: sequences, some of which are taken at a time. Thread-compatible.
+class E2eData {
+ public:
+  virtual ~E2eData() = default;
+  virtual int64_t num_sequences() const = 0;
+  // Tokens of a sequence; at most as many as the rotary tables have.
+  virtual int64_t Length(int64_t sequence) const = 0;
+  // Of `count` sequences from `begin`, [count, num_tokens] int64. The shorter ones are filled up
+  // behind their end, which attention does not look at from before it.
+  virtual at::Tensor TokenIds(int64_t begin, int64_t count) const = 0;
+  // What these count for beside the others of their step: the tokens that are predicted.
+  virtual double Weight(int64_t begin, int64_t count) const = 0;
+  // Mean loss over what is predicted of these, from the student's states after the final norm,
+  // [count, num_tokens, hidden_size].
+  virtual at::Tensor Loss(int64_t begin, int64_t count, const at::Tensor& hidden,
+                          const at::Tensor& head) const = 0;
+};
+
+// Trains `blocks` in place; `student`: what is beside them, as it will be served.
 //
 // Goes on from the directory's state. ABORTED with "DIVERGED" and the step when the loss is not
 // finite or has grown beyond all measure, and again after one start with smaller steps; CANCELLED.
-absl::Status TrainScales(const E2eQpContext& context, const at::Tensor& token_ids,
-                         const ActivationStore& source_states, const OuterTensors& source,
+absl::Status TrainScales(const E2eQpContext& context, const E2eData& data,
                          const OuterTensors& student, std::vector<TrainedBlock>& blocks);
 
 // Mean loss over the rows of `hidden` [num_rows, hidden_size], differentiable in `hidden` alone,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/artifact/pack.h"
+#include "core/base/half.h"
 #include "core/base/status_macros.h"
 
 namespace quern {
@@ -360,6 +361,15 @@ at::Tensor CodedLinear(const at::Tensor& x, const at::Tensor& scale, const Coded
 
 at::Tensor ToDense(const PackedTensor& tensor, at::Device device) {
   return FromVector(Dequantize(tensor), {tensor.rows, tensor.cols}, device);
+}
+
+at::Tensor ServedMatrix(const PackedModel& model, const std::string& name, at::Device device) {
+  const auto packed = model.matrices.find(name);
+  if (packed != model.matrices.end()) return ToDense(packed->second, device);
+  const HalfTensor& half = model.half_matrices.at(name);
+  at::Tensor dense = at::empty({half.rows, half.cols}, at::kFloat);
+  std::transform(half.data, half.data + dense.numel(), dense.data_ptr<float>(), HalfToFloat);
+  return dense.to(device);
 }
 
 }  // namespace quern

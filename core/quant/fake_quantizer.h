@@ -94,6 +94,9 @@ at::Tensor CodedLinear(const at::Tensor& x, const at::Tensor& scale, const Coded
 // The matrix in float.
 at::Tensor ToDense(const PackedTensor& tensor, at::Device device);
 
+// Matrix `name` of `model`, which must have it, as it is served, in float.
+at::Tensor ServedMatrix(const PackedModel& model, const std::string& name, at::Device device);
+
 }  // namespace quern
 
 #endif  // QUERN_CORE_QUANT_FAKE_QUANTIZER_H_

@@ -1,24 +1,22 @@
 #include "core/quant/quantize.h"
 
-#include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <utility>
 
 #include "core/artifact/pack.h"
-#include "core/base/half.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
 #include "core/quant/activation_store.h"
 #include "core/quant/awq.h"
 #include "core/quant/block_ap.h"
+#include "core/quant/calibration_data.h"
 #include "core/quant/checkpointing.h"
 #include "core/quant/device.h"
 #include "core/quant/e2e_qp.h"
+#include "core/quant/exceptions.h"
 #include "core/quant/torch_ops.h"
 
 namespace quern {
@@ -54,16 +52,6 @@ absl::Status AddVector(const Checkpoint& checkpoint, const std::string& name, Pa
   ASSIGN_OR_RETURN(const at::Tensor vector, LoadTensor(checkpoint, name, at::kCPU));
   model.vectors[name].assign(Values(vector).begin(), Values(vector).end());
   return absl::OkStatus();
-}
-
-// A matrix of `model` as it will be served, in float.
-at::Tensor Served(const PackedModel& model, const std::string& name, at::Device device) {
-  const auto packed = model.matrices.find(name);
-  if (packed != model.matrices.end()) return ToDense(packed->second, device);
-  const HalfTensor& half = model.half_matrices.at(name);
-  at::Tensor dense = at::empty({half.rows, half.cols}, at::kFloat);
-  std::transform(half.data, half.data + dense.numel(), dense.data_ptr<float>(), HalfToFloat);
-  return dense.to(device);
 }
 
 // What every method does alike: the model without its blocks.
@@ -302,10 +290,11 @@ absl::Status TrainingRun::TrainEndToEnd(TrainingDirectory& directory,
                              .on_step = [this](int64_t step, int64_t num_steps, double loss) {
                                Report(Stage::kE2eQp, step, num_steps, loss);
                              }};
-  return TrainScales(context,
-                     ToTokenTensor(calibration_, *task_.e2e_qp.first_sample,
-                                   *task_.e2e_qp.sample_count, num_tokens, device_),
-                     source_states, source, served, blocks);
+  const CalibrationData data(checkpoint_.config(), task_.e2e_qp,
+                             ToTokenTensor(calibration_, *task_.e2e_qp.first_sample,
+                                           *task_.e2e_qp.sample_count, num_tokens, device_),
+                             source_states, source);
+  return TrainScales(context, data, served, blocks);
 }
 
 absl::Status TrainingRun::Run(PackedModel& model) {
@@ -315,10 +304,11 @@ absl::Status TrainingRun::Run(PackedModel& model) {
   ASSIGN_OR_RETURN(TrainingDirectory directory,
                    TrainingDirectory::Open(options_.work_directory, fingerprint));
   ASSIGN_OR_RETURN(const OuterTensors source, LoadSourceOuter());
-  OuterTensors served{.embedding = Served(model, std::string(kEmbeddingName), device_),
+  OuterTensors served{.embedding = ServedMatrix(model, std::string(kEmbeddingName), device_),
                       .final_norm = source.final_norm};
-  served.head = model.config.tie_word_embeddings ? served.embedding
-                                                 : Served(model, std::string(kHeadName), device_);
+  served.head = model.config.tie_word_embeddings
+                    ? served.embedding
+                    : ServedMatrix(model, std::string(kHeadName), device_);
   std::vector<TrainedBlock> blocks;
   if (IsUntrained(task_.method)) {
     RETURN_IF_ERROR(QuantizeBlocksUntrained(directory, served, blocks));
@@ -378,21 +368,7 @@ absl::StatusOr<PackedModel> QuantizeOrThrow(const Checkpoint& checkpoint, const 
 absl::StatusOr<PackedModel> Quantize(const Checkpoint& checkpoint, const Task& task,
                                      const std::vector<std::vector<int32_t>>& calibration,
                                      const QuantizeOptions& options) {
-  try {
-    return QuantizeOrThrow(checkpoint, task, calibration, options);
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("out of memory while quantizing");
-  } catch (const c10::Error& error) {
-    const std::string message = error.what_without_backtrace();
-    // LibTorch has no error type for the CPU's allocator.
-    if (absl::StrContains(message, "can't allocate memory") ||
-        absl::StrContains(message, "out of memory")) {
-      return absl::ResourceExhaustedError(absl::StrCat("while quantizing: ", message));
-    }
-    return absl::InternalError(absl::StrCat("while quantizing: ", message));
-  } catch (const std::exception& error) {
-    return absl::InternalError(absl::StrCat("while quantizing: ", error.what()));
-  }
+  return WithoutExceptions([&] { return QuantizeOrThrow(checkpoint, task, calibration, options); });
 }
 
 }  // namespace quern

@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t kMaxKvBytes = int64_t{2} << 30;
 constexpr int kMaxRunning = 64;
 
+}  // namespace
+
 // The same order everywhere: std::shuffle may differ between libraries.
 std::vector<size_t> ShuffledOrder(size_t count, uint64_t seed) {
   std::vector<size_t> order(count);
@@ -25,8 +27,6 @@ std::vector<size_t> ShuffledOrder(size_t count, uint64_t seed) {
   for (size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
   return order;
 }
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> MakeJobEngine(const ModelConfig& config, int num_threads,
                                                       int num_sequences, int length_tokens) {

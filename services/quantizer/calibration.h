@@ -31,6 +31,9 @@ absl::StatusOr<TokenSequences> SampleCalibration(
     int num_threads, Cancellation& cancellation,
     const std::function<void(int64_t done, int64_t total)>& on_progress);
 
+// The numbers below `count` in an order that depends on `seed` alone.
+std::vector<size_t> ShuffledOrder(size_t count, uint64_t seed);
+
 // Tokenizes `documents` in an order shuffled by `seed`, concatenates them and cuts the ids into
 // sequences; stops when there are enough. Text of special tokens is ordinary text; what the model
 // puts before a text (BOS) comes before each document. INVALID_ARGUMENT saying how many tokens

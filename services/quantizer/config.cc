@@ -17,7 +17,10 @@ absl::Status CheckGiven(absl::string_view flag, const std::string& value) {
 absl::Status QuantizerConfig::Validate() const {
   RETURN_IF_ERROR(CheckGiven("task", task_path));
   RETURN_IF_ERROR(CheckGiven("work-directory", work_directory));
-  RETURN_IF_ERROR(CheckGiven("model-root", model_root));
+  if (kind != "quantize" && kind != "tune") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kind is \"", kind, "\", wanted quantize or tune"));
+  }
   RETURN_IF_ERROR(CheckGiven("data-root", data_root));
   constexpr int kMaxThreads = 1024;
   if (num_threads < 0 || num_threads > kMaxThreads) {
@@ -28,7 +31,8 @@ absl::Status QuantizerConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--device is \"", device, "\", wanted auto, cpu or cuda"));
   }
-  return absl::OkStatus();
+  return kind == "tune" ? CheckGiven("artifact-root", artifact_root)
+                        : CheckGiven("model-root", model_root);
 }
 
 }  // namespace quern

@@ -43,9 +43,10 @@ absl::StatusOr<TokenSequences> HeldOut(Engine& engine, ModelHandle source, int l
 }
 
 absl::StatusOr<std::vector<EvaluationRow>> Score(Engine& engine, EvaluationInput& input) {
-  const ModelConfig& config = input.source->config();
+  const ModelConfig& config = input.config;
   const int length = std::min(kHeldOutTokens, config.max_position_embeddings);
-  const int64_t sampled_tokens = int64_t{kNumHeldOut} * length;
+  const bool samples = !input.held_out_path.empty();
+  const int64_t sampled_tokens = samples ? int64_t{kNumHeldOut} * length : 0;
   int64_t scored_tokens = sampled_tokens;
   for (const EvaluationText& text : input.texts) {
     for (const auto& sequence : text.sequences) {
@@ -57,24 +58,31 @@ absl::StatusOr<std::vector<EvaluationRow>> Score(Engine& engine, EvaluationInput
     if (input.on_progress) input.on_progress(done, sampled_tokens + scored_tokens);
   };
 
-  ASSIGN_OR_RETURN(const ModelHandle source, engine.Load(*MakeModelSource(input.source)));
-  ASSIGN_OR_RETURN(TokenSequences held_out, HeldOut(engine, source, length, input, report));
-  input.texts.insert(input.texts.begin(), {.name = "sampled", .sequences = std::move(held_out)});
+  ASSIGN_OR_RETURN(const ModelHandle source, engine.Load(*input.source));
+  if (samples) {
+    ASSIGN_OR_RETURN(TokenSequences held_out, HeldOut(engine, source, length, input, report));
+    input.texts.insert(input.texts.begin(), {.name = "sampled", .sequences = std::move(held_out)});
+  }
   std::vector<NamedModel> models;
   for (auto& [name, model] : input.models) {
     ASSIGN_OR_RETURN(const ModelHandle handle, engine.Load(*MakeModelSource(std::move(model))));
     models.push_back({name, handle});
   }
-  return Evaluate(engine, source, models, input.texts, [&](int64_t done, int64_t total) {
-    report(sampled_tokens + scored_tokens * done / total);
-  });
+  ASSIGN_OR_RETURN(std::vector<EvaluationRow> rows,
+                   Evaluate(engine, source, models, input.texts, [&](int64_t done, int64_t total) {
+                     report(sampled_tokens + scored_tokens * done / total);
+                   }));
+  // Evaluate gives the source's row of each text first.
+  for (size_t i = 0; i < rows.size(); i += models.size() + 1) rows[i].model = input.source_name;
+  return rows;
 }
 
 }  // namespace
 
 absl::StatusOr<std::vector<EvaluationRow>> EvaluateModels(EvaluationInput input,
                                                           Cancellation& cancellation) {
-  const ModelConfig& config = input.source->config();
+  if (input.texts.empty() && input.held_out_path.empty()) return std::vector<EvaluationRow>();
+  const ModelConfig& config = input.config;
   size_t length = std::min(kHeldOutTokens, config.max_position_embeddings);
   for (const EvaluationText& text : input.texts) {
     for (const auto& sequence : text.sequences) length = std::max(length, sequence.size());

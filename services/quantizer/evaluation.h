@@ -18,21 +18,25 @@
 namespace quern {
 
 struct EvaluationInput {
-  std::shared_ptr<const Checkpoint> source;
+  // What the others are compared with, and the name of its rows.
+  std::unique_ptr<ModelSource> source;
+  ModelConfig config;
+  std::string source_name = "source";
   // By the name of their row, in order.
   std::vector<std::pair<std::string, std::shared_ptr<const PackedModel>>> models;
-  // Sequences sampled from the source, kept here between runs under `key`.
+  // Sequences sampled from the source, kept here between runs under `key`; empty: none are.
   std::string held_out_path;
   std::string key;
   uint64_t seed = 0;  // of the task; the held-out sequences use another one derived from it
-  // The text to measure on, if any.
+  // Texts to measure on, beside those sequences.
   std::vector<EvaluationText> texts;
   int num_threads = 1;
   std::function<void(int64_t done_tokens, int64_t total_tokens)> on_progress;
 };
 
 // Samples held-out sequences from the source (8 of min(512, context) tokens), or takes those kept,
-// and scores all models on them and on the texts, through the serving kernels. CANCELLED.
+// and scores all models on them and on the texts, through the serving kernels. Nothing to measure
+// on gives no rows. CANCELLED.
 absl::StatusOr<std::vector<EvaluationRow>> EvaluateModels(EvaluationInput input,
                                                           Cancellation& cancellation);
 

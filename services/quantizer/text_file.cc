@@ -50,24 +50,6 @@ absl::string_view TakeLine(absl::string_view& text) {
   return line;
 }
 
-absl::StatusOr<std::vector<std::string>> JsonLines(absl::string_view path, absl::string_view text) {
-  std::vector<std::string> documents;
-  for (int64_t number = 1; !text.empty(); ++number) {
-    const absl::string_view line = TakeLine(text);
-    if (IsBlank(line)) continue;
-    const std::string where = absl::StrCat(path, ": line ", number);
-    if (line.size() > kMaxLineBytes) {
-      return Wrong(
-          where, absl::StrCat("has ", line.size(), " bytes, at most ", kMaxLineBytes, " are read"));
-    }
-    ASSIGN_OR_RETURN(const Json json, ParseJson(line, where));
-    ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, where));
-    ASSIGN_OR_RETURN(std::string document, object.String("text"));
-    if (!IsBlank(document)) documents.push_back(std::move(document));
-  }
-  return documents;
-}
-
 std::vector<std::string> Pieces(absl::string_view text) {
   std::vector<std::string> pieces;
   std::string piece;
@@ -89,12 +71,37 @@ std::vector<std::string> Pieces(absl::string_view text) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::string>> ReadDocuments(absl::string_view path) {
+absl::Status ForEachJsonLine(
+    absl::string_view path,
+    absl::FunctionRef<absl::Status(const JsonObject& object, const std::string& where)> visit) {
   ASSIGN_OR_RETURN(const MappedFile file, Open(path));
+  absl::string_view text = file.bytes();
+  for (int64_t number = 1; !text.empty(); ++number) {
+    const absl::string_view line = TakeLine(text);
+    if (IsBlank(line)) continue;
+    const std::string where = absl::StrCat(path, ": line ", number);
+    if (line.size() > kMaxLineBytes) {
+      return Wrong(
+          where, absl::StrCat("has ", line.size(), " bytes, at most ", kMaxLineBytes, " are read"));
+    }
+    ASSIGN_OR_RETURN(const Json json, ParseJson(line, where));
+    ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, where));
+    RETURN_IF_ERROR(visit(object, where));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> ReadDocuments(absl::string_view path) {
   std::vector<std::string> documents;
   if (absl::EndsWith(path, ".jsonl")) {
-    ASSIGN_OR_RETURN(documents, JsonLines(path, file.bytes()));
+    RETURN_IF_ERROR(
+        ForEachJsonLine(path, [&](const JsonObject& object, const std::string&) -> absl::Status {
+          ASSIGN_OR_RETURN(std::string document, object.String("text"));
+          if (!IsBlank(document)) documents.push_back(std::move(document));
+          return absl::OkStatus();
+        }));
   } else {
+    ASSIGN_OR_RETURN(const MappedFile file, Open(path));
     documents = Pieces(file.bytes());
   }
   if (documents.empty()) return Wrong(path, "holds no text");

@@ -16,7 +16,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = ROOT / 'docs' / 'configuration.md'
 PROGRAMS = ['quern-jobs', 'quern-worker', 'quern-inference', 'quern-quantizer']
-SUBCOMMANDS = ['up', 'quantize', 'jobs list', 'artifacts export', 'models load', 'models alias',
+SUBCOMMANDS = ['up', 'quantize', 'tune', 'jobs list', 'artifacts export', 'models load', 'models alias',
                'complete', 'chat', 'eval', 'bench model', 'bench serve', 'bench speculation', 'health',
                'doctor', 'token create']
 HEAD = """# Configuration

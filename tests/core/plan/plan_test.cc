@@ -47,10 +47,10 @@ Task QuickTask(int bits) {
 TEST(PlanTest, EvaluationChunksFitTheContext) {
   ModelConfig config = SmolLm2();
   ASSERT_OK_AND_ASSIGN(const PlanResult wide, MakePlan(QuickTask(4), config, {}));
-  EXPECT_EQ(wide.resolved.evaluation_chunk_tokens, 512);
+  EXPECT_EQ(wide.resolved.evaluation.chunk_tokens, 512);
   config.max_position_embeddings = 256;
   ASSERT_OK_AND_ASSIGN(const PlanResult narrow, MakePlan(QuickTask(4), config, {}));
-  EXPECT_EQ(narrow.resolved.evaluation_chunk_tokens, 256);
+  EXPECT_EQ(narrow.resolved.evaluation.chunk_tokens, 256);
 }
 
 TEST(PlanTest, QuickIsTheMeasuredRecipe) {
@@ -312,8 +312,8 @@ TEST(PlanTest, WhatCannotRunIsRefusedByField) {
   task.e2e_qp.sequence_length_tokens = 8193;
   ExpectRefused(task, "e2e_qp.sequence_length_tokens is 8193");
   task = QuickTask(4);
-  task.evaluation_path = "wiki.raw";
-  task.evaluation_chunk_tokens = 8193;
+  task.evaluation.path = "wiki.raw";
+  task.evaluation.chunk_tokens = 8193;
   ExpectRefused(task, "evaluation.chunk_tokens is 8193");
   task = QuickTask(4);
   task.block_ap.batch_size = 3;

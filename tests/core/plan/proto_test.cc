@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "core/plan/task.h"
+#include "core/plan/tune_task.h"
 #include "tests/support/status_matchers.h"
 
 namespace quern {
@@ -96,6 +97,51 @@ TEST(ProtoTest, EveryFieldOfQuantizeTaskIsParsed) {
     }
   });
   EXPECT_GT(num_fields, 20);
+}
+
+TEST(ProtoTest, EveryFieldOfTuneTaskIsParsed) {
+  quantization::v1::TuneTask minimal;
+  minimal.set_base("artifacts/" + std::string(64, 'b'));
+  minimal.mutable_data()->set_path("chat.jsonl");
+  ASSERT_OK_AND_ASSIGN(const TuneTask parsed, ParseTuneTask(ToJson(minimal, false, false)));
+  int num_fields = 0;
+  const auto expect_effect = [&](const quantization::v1::TuneTask& task, const std::string& name) {
+    SCOPED_TRACE(name);
+    ++num_fields;
+    for (const bool proto_names : {false, true}) {
+      ASSERT_OK_AND_ASSIGN(const TuneTask other, ParseTuneTask(ToJson(task, proto_names, false)));
+      EXPECT_NE(TuneTaskToJson(other), TuneTaskToJson(parsed)) << "the field has no effect";
+    }
+  };
+  const auto* descriptor = quantization::v1::TuneTask::descriptor();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const FieldDescriptor& field = *descriptor->field(i);
+    if (field.name() == "resolved") continue;
+    quantization::v1::TuneTask task = minimal;
+    if (field.name() == "base") {
+      task.set_base("artifacts/" + std::string(64, 'c'));
+      expect_effect(task, field.full_name());
+    } else if (field.message_type() == nullptr) {
+      SetField(task, field);
+      expect_effect(task, field.full_name());
+    } else {
+      for (int j = 0; j < field.message_type()->field_count(); ++j) {
+        task = minimal;
+        Message* message = task.GetReflection()->MutableMessage(&task, &field);
+        if (const auto* path = field.message_type()->FindFieldByName("path"); path != nullptr) {
+          message->GetReflection()->SetString(message, path, "other.jsonl");
+        }
+        const FieldDescriptor& nested = *field.message_type()->field(j);
+        if (nested.name() != "path") SetField(*message, nested);
+        expect_effect(task, nested.full_name());
+      }
+    }
+  }
+  EXPECT_GT(num_fields, 10);
+  quantization::v1::TuneTask task = minimal;
+  task.mutable_resolved()->set_epoch_count(1);
+  EXPECT_THAT(ParseTuneTask(ToJson(task, false, false)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("output only")));
 }
 
 TEST(ProtoTest, EveryEnumValueIsParsed) {

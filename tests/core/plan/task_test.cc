@@ -25,8 +25,8 @@ TEST(ParseTaskTest, DefaultsAreTheProtos) {
   EXPECT_EQ(task.method, QuantMethod::kBlockApE2eQp);
   EXPECT_EQ(task.preset, Preset::kStandard);
   EXPECT_EQ(task.calibration_path, "");
-  EXPECT_EQ(task.evaluation_chunk_tokens, 0);
-  EXPECT_EQ(task.evaluation_max_chunk_count, 40);
+  EXPECT_EQ(task.evaluation.chunk_tokens, 0);
+  EXPECT_EQ(task.evaluation.max_chunk_count, 40);
   EXPECT_FALSE(task.block_ap.sample_count.has_value());
   EXPECT_FALSE(task.e2e_qp.loss.has_value());
   EXPECT_EQ(task.seed, 0u);
@@ -58,8 +58,8 @@ TEST(ParseTaskTest, BothSpellingsStringsAndNulls) {
   EXPECT_EQ(task.block_ap.target, BlockTarget::kQuantizedStream);
   EXPECT_EQ(task.block_ap.loss, BlockLoss::kMeanSquares);
   EXPECT_EQ(task.block_ap.round_scales, false);
-  EXPECT_EQ(task.evaluation_chunk_tokens, 0);
-  EXPECT_EQ(task.evaluation_max_chunk_count, 7);
+  EXPECT_EQ(task.evaluation.chunk_tokens, 0);
+  EXPECT_EQ(task.evaluation.max_chunk_count, 7);
 }
 
 TEST(ParseTaskTest, WhatIsRequired) {
@@ -133,7 +133,7 @@ TEST(TaskDigestTest, OnlyWhatDecidesTheWeightsCounts) {
   ASSERT_OK_AND_ASSIGN(const Task task, ParseTask(With("")));
   Task other = task;
   other.checkpoint_path = "elsewhere";
-  other.evaluation_path = "wiki.raw";
+  other.evaluation.path = "wiki.raw";
   other.preset = Preset::kQuick;
   EXPECT_EQ(TaskDigest(other), TaskDigest(task));
   EXPECT_NE(TaskToJson(other), TaskToJson(task));

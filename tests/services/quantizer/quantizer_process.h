@@ -78,6 +78,7 @@ class QuantizerProcessTest : public testing::Test {
                     "1",
                     "--device",
                     "cpu"};
+    options.argv.insert(options.argv.end(), extra_flags_.begin(), extra_flags_.end());
     options.environment = environment;
     options.capture_output = true;
     auto process = Subprocess::Start(options);
@@ -145,6 +146,7 @@ class QuantizerProcessTest : public testing::Test {
     EXPECT_FALSE(std::filesystem::exists(Path("bad/artifact")));
   }
 
+  std::vector<std::string> extra_flags_;
   std::string root_;
 };
 

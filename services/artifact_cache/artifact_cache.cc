@@ -1,4 +1,4 @@
-#include "services/inference/artifact_cache.h"
+#include "services/artifact_cache/artifact_cache.h"
 
 #include <absl/functional/function_ref.h>
 #include <absl/strings/str_cat.h>

@@ -1,5 +1,5 @@
-#ifndef QUERN_SERVICES_INFERENCE_ARTIFACT_CACHE_H_
-#define QUERN_SERVICES_INFERENCE_ARTIFACT_CACHE_H_
+#ifndef QUERN_SERVICES_ARTIFACT_CACHE_ARTIFACT_CACHE_H_
+#define QUERN_SERVICES_ARTIFACT_CACHE_ARTIFACT_CACHE_H_
 
 // Artifacts of quern-jobs on this machine's disk, by digest:
 //
@@ -58,4 +58,4 @@ class ArtifactCache {
 
 }  // namespace quern
 
-#endif  // QUERN_SERVICES_INFERENCE_ARTIFACT_CACHE_H_
+#endif  // QUERN_SERVICES_ARTIFACT_CACHE_ARTIFACT_CACHE_H_

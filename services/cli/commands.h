@@ -18,6 +18,7 @@ using Command = std::function<absl::Status(Context& context, Interrupt& interrup
 
 void AddUp(CLI::App& app, Command& command);
 void AddQuantize(CLI::App& app, Command& command);
+void AddTune(CLI::App& app, Command& command);
 void AddJobs(CLI::App& app, Command& command);
 void AddArtifacts(CLI::App& app, Command& command);
 void AddModels(CLI::App& app, Command& command);

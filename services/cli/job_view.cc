@@ -34,7 +34,7 @@ const char* UnitOf(quantization_pb::Progress::Stage stage) {
 
 const char* ModelLabel(const std::string& model) {
   static const auto& labels = *new std::map<std::string, const char*>{
-      {"source", "source"}, {"rtn", "round to nearest"}, {"result", "Quern"}};
+      {"source", "source"}, {"base", "base"}, {"rtn", "round to nearest"}, {"result", "Quern"}};
   const auto it = labels.find(model);
   return it == labels.end() ? model.c_str() : it->second;
 }
@@ -129,11 +129,13 @@ std::string DescribeProgress(const quantization_pb::Progress& progress) {
 }
 
 std::string DescribeEvaluation(const quantization_pb::EvaluationReport& report) {
-  std::vector<std::vector<std::string>> rows = {
-      {"text", "model", "perplexity", "KL to source", "same top-1", "tokens"}};
+  const bool tuned = report.rows_size() > 0 && report.rows(0).model() == "base";
+  std::vector<std::vector<std::string>> rows = {{"text", "model", "perplexity",
+                                                 tuned ? "KL to base" : "KL to source",
+                                                 "same top-1", "tokens"}};
   std::string previous;
   for (const auto& row : report.rows()) {
-    const bool source = row.model() == "source";
+    const bool source = row.model() == "source" || row.model() == "base";
     rows.push_back({row.dataset() == previous ? "" : row.dataset(), ModelLabel(row.model()),
                     absl::StrFormat("%.2f", row.perplexity()),
                     source ? "" : absl::StrFormat("%.4f", row.kl_divergence()),
@@ -142,8 +144,9 @@ std::string DescribeEvaluation(const quantization_pb::EvaluationReport& report) 
     previous = row.dataset();
   }
   std::string text = FormatTable(rows, {false, false, true, true, true, true});
-  absl::StrAppend(&text, "size  ", FormatBytes(report.source_size_bytes()), " before, ",
-                  FormatBytes(report.artifact_size_bytes()), " after\n");
+  absl::StrAppend(&text, "size  ", FormatBytes(report.source_size_bytes()),
+                  tuned ? " of the base, " : " before, ", FormatBytes(report.artifact_size_bytes()),
+                  tuned ? " of the scale delta\n" : " after\n");
   return text;
 }
 

@@ -28,9 +28,24 @@ struct JobsOptions {
 };
 
 std::string Describe(const quantization_pb::QuantizationJob& job) {
+  if (job.has_tune()) {
+    return absl::StrCat("tune ", job.tune().base().substr(sizeof("artifacts/") - 1, 12), " on ",
+                        job.tune().data().path());
+  }
   const auto& task = job.quantize();
   return absl::StrCat(task.checkpoint().path(), " w", task.format().bits(), "g",
                       task.format().group_size());
+}
+
+std::string DescribeSettings(const quantization_pb::QuantizationJob& job) {
+  if (job.has_tune()) {
+    const auto& settings = job.tune().resolved();
+    return absl::StrCat(", at most ", settings.sample_count(), " examples, ",
+                        settings.epoch_count(), " epochs, rate ", settings.learning_rate());
+  }
+  return absl::StrCat(", ", quantization_pb::QuantizeTask::Method_Name(job.quantize().method()),
+                      ", preset ",
+                      quantization_pb::QuantizeTask::Preset_Name(job.quantize().preset()));
 }
 
 absl::Status ListJobs(const JobsOptions& options, Context& context) {
@@ -78,9 +93,7 @@ absl::Status GetJob(const JobsOptions& options, Context& context) {
   if (context.json()) return PrintJson(job);
   std::cout << "job       " << job.name() << "\n"
             << "state     " << quantization_pb::QuantizationJob::State_Name(job.state()) << "\n"
-            << "task      " << Describe(job) << ", "
-            << quantization_pb::QuantizeTask::Method_Name(job.quantize().method()) << ", preset "
-            << quantization_pb::QuantizeTask::Preset_Name(job.quantize().preset()) << "\n"
+            << "task      " << Describe(job) << DescribeSettings(job) << "\n"
             << "created   " << FormatLocalTime(ToTime(job.create_time())) << "\n"
             << "started   " << FormatLocalTime(ToTime(job.start_time())) << "\n"
             << "ended     " << FormatLocalTime(ToTime(job.end_time())) << "\n"

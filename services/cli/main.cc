@@ -67,6 +67,7 @@ int main(int argc, char** argv) {
   Command command;
   AddUp(app, command);
   AddQuantize(app, command);
+  AddTune(app, command);
   AddJobs(app, command);
   AddArtifacts(app, command);
   AddModels(app, command);

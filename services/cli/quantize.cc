@@ -14,7 +14,7 @@
 #include "core/base/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/format.h"
-#include "services/cli/job_view.h"
+#include "services/cli/submit.h"
 
 namespace quern::cli {
 namespace {
@@ -45,41 +45,13 @@ struct QuantizeOptions {
   std::optional<int> block_ap_samples;
   std::optional<int> block_ap_epochs;
   std::optional<int> e2e_samples;
-  std::vector<std::string> labels;
-  std::string request_id;
-  bool detach = false;
-  bool wait = false;  // the default, said aloud
-  bool validate_only = false;
+  SubmitOptions submit;
 };
-
-// A random UUID (RFC 4122, version 4): makes a retried submit the same job.
-std::string NewRequestId() {
-  std::random_device random;
-  std::string id;
-  for (int i = 0; i < 16; ++i) {
-    uint32_t byte = random() & 0xff;
-    if (i == 6) byte = (byte & 0x0f) | 0x40;
-    if (i == 8) byte = (byte & 0x3f) | 0x80;
-    if (i == 4 || i == 6 || i == 8 || i == 10) id += '-';
-    absl::StrAppend(&id, absl::Hex(byte, absl::kZeroPad2));
-  }
-  return id;
-}
 
 absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
     const QuantizeOptions& options, const Context& context) {
-  quantization_pb::CreateQuantizationJobRequest request;
-  request.set_request_id(options.request_id.empty() ? NewRequestId() : options.request_id);
-  request.set_validate_only(options.validate_only);
-  quantization_pb::QuantizationJob& job = *request.mutable_quantization_job();
-  for (const std::string& label : options.labels) {
-    const size_t equals = label.find('=');
-    if (equals == std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat("--label ", label, ": wanted KEY=VALUE"));
-    }
-    (*job.mutable_labels())[label.substr(0, equals)] = label.substr(equals + 1);
-  }
-  quantization_pb::QuantizeTask& task = *job.mutable_quantize();
+  ASSIGN_OR_RETURN(auto request, MakeRequest(options.submit));
+  quantization_pb::QuantizeTask& task = *request.mutable_quantization_job()->mutable_quantize();
   ASSIGN_OR_RETURN(*task.mutable_checkpoint()->mutable_path(),
                    context.BelowRoot(options.checkpoint, "model_root"));
   task.mutable_format()->set_bits(options.bits);
@@ -142,54 +114,21 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
   return request;
 }
 
-void PrintPlan(const quantization_pb::QuantizationJob& job) {
-  std::vector<std::vector<std::string>> rows = {{"STAGE", "TIME", "MEMORY", "DISK"}};
-  absl::Duration total;
-  for (const auto& stage : job.plan().stages()) {
-    const absl::Duration duration =
-        absl::Seconds(stage.duration().seconds()) + absl::Nanoseconds(stage.duration().nanos());
-    total += duration;
-    rows.push_back({quantization_pb::Progress::Stage_Name(stage.stage()), FormatElapsed(duration),
-                    FormatBytes(stage.host_memory_bytes()), FormatBytes(stage.disk_bytes())});
-  }
-  std::cout << FormatTable(rows, {false, true, true, true}) << "about " << FormatElapsed(total)
-            << " in all, artifact of " << FormatBytes(job.plan().artifact_size_bytes())
-            << std::endl;
-}
-
 absl::Status RunQuantize(const QuantizeOptions& options, Context& context, Interrupt& interrupt) {
   ASSIGN_OR_RETURN(const quantization_pb::CreateQuantizationJobRequest request,
                    MakeJobRequest(options, context));
-  if (!options.detach) interrupt.Watch();
-  ASSIGN_OR_RETURN(auto channel, context.Jobs());
-  auto stub = quantization_pb::QuantizationService::NewStub(channel);
-  quantization_pb::QuantizationJob job;
-  grpc::ClientContext call;
-  interrupt.Attach(&call);
-  const grpc::Status created = stub->CreateQuantizationJob(&call, request, &job);
-  interrupt.Release();
-  RETURN_IF_ERROR(CallStatus(created));
-  if (options.validate_only) {
-    if (context.json()) return PrintJson(job);
-    PrintPlan(job);
-    return absl::OkStatus();
-  }
-  if (!context.json()) {
-    std::cout << job.name() << "  " << options.checkpoint << " to " << options.bits
-              << " bits, group " << options.group_size << ", " << options.method << ", preset "
-              << options.preset << std::endl;
-    if (options.bits == 2 && job.plan().artifact_size_bytes() < kSmallArtifactBytes) {
-      std::cout
-          << "note: a model this small needs more training at 2 bits; try --preset best, or 3 "
-             "or 4 bits"
-          << std::endl;
-    }
-  }
-  if (options.detach) {
-    if (context.json()) return PrintJson(job);
-    return absl::OkStatus();
-  }
-  return WatchJob(job.name(), context, interrupt);
+  return SubmitJob(
+      request, options.submit, context, interrupt,
+      [&](const quantization_pb::QuantizationJob& job) {
+        std::cout << job.name() << "  " << options.checkpoint << " to " << options.bits
+                  << " bits, group " << options.group_size << ", " << options.method << ", preset "
+                  << options.preset << std::endl;
+        if (options.bits == 2 && job.plan().artifact_size_bytes() < kSmallArtifactBytes) {
+          std::cout << "note: a model this small needs more training at 2 bits; try "
+                       "--preset best, or 3 or 4 bits"
+                    << std::endl;
+        }
+      });
 }
 
 }  // namespace
@@ -255,13 +194,7 @@ void AddQuantize(CLI::App& app, Command& command) {
   sub->add_option("--block-ap-samples", options->block_ap_samples, "instead of the preset's");
   sub->add_option("--block-ap-epochs", options->block_ap_epochs, "instead of the preset's");
   sub->add_option("--e2e-samples", options->e2e_samples, "instead of the preset's");
-  sub->add_option("--label", options->labels, "KEY=VALUE kept with the job");
-  sub->add_option("--request-id", options->request_id, "UUID that makes a retry the same job");
-  CLI::Option* detach = sub->add_flag("--detach", options->detach, "do not wait for the job");
-  sub->add_flag("--wait", options->wait, "follow the job to its end (the default)")
-      ->excludes(detach);
-  sub->add_flag("--validate-only,--dry-run", options->validate_only,
-                "check everything and print the plan, without making a job");
+  AddSubmitOptions(*sub, options->submit);
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {
       return RunQuantize(*options, context, interrupt);

@@ -52,7 +52,8 @@ constexpr PolicyRow kRpcPolicy[] = {
     {"/quern.worker.v1.WorkerService/CompleteJob", kWork},
     {"/quern.artifact.v1.ArtifactService/GetArtifact", kRead},
     {"/quern.artifact.v1.ArtifactService/ListArtifacts", kRead},
-    {"/quern.artifact.v1.ArtifactService/ReadArtifactFile", kRead},
+    // A worker reads what its job starts from.
+    {"/quern.artifact.v1.ArtifactService/ReadArtifactFile", kAnyone},
     {"/quern.artifact.v1.ArtifactService/DeleteArtifact", kAdminister},
     // Balancers and supervisors ask without a credential; the answer is one word.
     {"/grpc.health.v1.Health/Check", kOpen},

@@ -16,7 +16,7 @@ namespace quern {
 enum class Role : uint8_t {
   kReader = 1 << 0,     // asks models for text, sees models and artifacts
   kSubmitter = 1 << 1,  // the same, and runs jobs
-  kWorker = 1 << 2,     // leases jobs, publishes what comes out; nothing else
+  kWorker = 1 << 2,     // leases jobs, reads artifacts, publishes what comes out; nothing else
   kAdmin = 1 << 3,      // everything but a worker's part
 };
 

@@ -11,12 +11,12 @@
 
 #include "core/base/clock.h"
 #include "core/engine/engine.h"
+#include "services/artifact_cache/artifact_cache.h"
 #include "services/common/http_server.h"
 #include "services/common/metrics_endpoint.h"
 #include "services/common/process_metrics.h"
 #include "services/common/security.h"
 #include "services/common/server.h"
-#include "services/inference/artifact_cache.h"
 #include "services/inference/config.h"
 #include "services/inference/engine_watch.h"
 #include "services/inference/inference_service.h"

@@ -16,8 +16,8 @@
 #include "core/base/sha256.h"
 #include "core/engine/engine.h"
 #include "core/engine/model_source.h"
+#include "services/artifact_cache/artifact_cache.h"
 #include "services/inference/active_model.h"
-#include "services/inference/artifact_cache.h"
 #include "services/inference/metrics.h"
 
 namespace quern {

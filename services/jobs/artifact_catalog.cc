@@ -143,6 +143,11 @@ absl::StatusOr<artifact::v1::Artifact> ArtifactCatalog::Get(const Digest& id) {
   return FromRecord(record);
 }
 
+absl::StatusOr<Manifest> ArtifactCatalog::GetManifest(const Digest& id) {
+  RETURN_IF_ERROR(Get(id).status());
+  return ReadManifest(id);
+}
+
 absl::Status ArtifactCatalog::ForEachArtifact(
     absl::FunctionRef<absl::Status(const artifact::v1::Artifact& artifact)> visit) {
   std::string page_token;

@@ -43,6 +43,9 @@ class ArtifactCatalog {
   absl::StatusOr<artifact::v1::Artifact> Get(const Digest& id);
   static absl::StatusOr<artifact::v1::Artifact> FromRecord(const JobStore::ArtifactRecord& record);
 
+  // Of a published artifact. NOT_FOUND.
+  absl::StatusOr<Manifest> GetManifest(const Digest& id);
+
   // Removes the row, then the blobs that no other artifact has. NOT_FOUND; FAILED_PRECONDITION
   // while it is the base of a scale delta.
   absl::Status Delete(const Digest& id) ABSL_LOCKS_EXCLUDED(mutex_);

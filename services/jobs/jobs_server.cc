@@ -27,8 +27,7 @@ std::string PoisonedError() {
 JobsServer::JobsServer(const JobsConfig& config)
     : config_(config),
       metrics_(registry_),
-      process_metrics_(registry_, "data", config.data_directory),
-      planner_(config.model_root, config.data_root) {}
+      process_metrics_(registry_, "data", config.data_directory) {}
 
 JobsServer::~JobsServer() {
   if (server_ != nullptr) Shutdown();
@@ -60,8 +59,12 @@ absl::Status JobsServer::Open(Clock& clock) {
   catalog_ = std::make_unique<ArtifactCatalog>(*blobs_, *board_, metrics_);
   RETURN_IF_ERROR(catalog_->CollectGarbage());
 
+  planner_ = std::make_unique<TaskPlanner>(
+      config_.model_root, config_.data_root,
+      [this](const Digest& artifact) { return catalog_->GetManifest(artifact); });
+
   executor_ = std::make_unique<Executor>(kExecutorThreads);
-  quantization_ = std::make_unique<QuantizationServiceImpl>(*board_, planner_, *executor_);
+  quantization_ = std::make_unique<QuantizationServiceImpl>(*board_, *planner_, *executor_);
   worker_ = std::make_unique<WorkerServiceImpl>(*board_, *catalog_, metrics_, *executor_);
   artifact_ = std::make_unique<ArtifactServiceImpl>(*board_, *catalog_, *executor_);
 

@@ -51,11 +51,11 @@ class JobsServer {
   JobsMetrics metrics_;
   ProcessMetrics process_metrics_;
   std::unique_ptr<Security> security_;
-  const TaskPlanner planner_;
   std::unique_ptr<SqliteJobStore> jobs_;
   std::unique_ptr<LocalArtifactStore> blobs_;
   std::unique_ptr<JobBoard> board_;
   std::unique_ptr<ArtifactCatalog> catalog_;
+  std::unique_ptr<TaskPlanner> planner_;
   std::unique_ptr<QuantizationServiceImpl> quantization_;
   std::unique_ptr<WorkerServiceImpl> worker_;
   std::unique_ptr<ArtifactServiceImpl> artifact_;

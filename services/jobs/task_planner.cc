@@ -4,10 +4,14 @@
 #include <google/protobuf/util/json_util.h>
 #include <sys/stat.h>
 
+#include <utility>
+#include <vector>
+
 #include "core/base/file.h"
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/plan/plan.h"
+#include "core/plan/tune_task.h"
 #include "services/jobs/job_messages.h"
 #include "services/jobs/request_fields.h"
 
@@ -17,9 +21,10 @@ namespace {
 using quantization::v1::Progress;
 using quantization::v1::QuantizationJob;
 using quantization::v1::QuantizeTask;
-using quantization::v1::ResolvedSettings;
 
 constexpr size_t kMaxPathBytes = 1024;
+constexpr absl::string_view kQuantizeField = "quantization_job.quantize";
+constexpr absl::string_view kTuneField = "quantization_job.tune";
 
 // A file that the caller named and that is not there (or lies outside) is a wrong argument.
 absl::Status ForField(absl::string_view field, const absl::Status& status) {
@@ -32,15 +37,27 @@ absl::Status ForField(absl::string_view field, const absl::Status& status) {
   return absl::Status(code, absl::StrCat(field, ": ", status.message()));
 }
 
-absl::StatusOr<Task> ToTask(const QuantizeTask& message) {
+absl::StatusOr<std::string> ToJson(absl::string_view field,
+                                   const google::protobuf::Message& message) {
   std::string json;
   const auto converted = google::protobuf::util::MessageToJsonString(message, &json);
   if (!converted.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("quantization_job.quantize: ", std::string(converted.message())));
+    return absl::InvalidArgumentError(absl::StrCat(field, ": ", std::string(converted.message())));
   }
+  return json;
+}
+
+absl::StatusOr<Task> ToTask(const QuantizeTask& message) {
+  ASSIGN_OR_RETURN(const std::string json, ToJson(kQuantizeField, message));
   absl::StatusOr<Task> task = ParseTask(json);
-  if (!task.ok()) return ForField("quantization_job.quantize", task.status());
+  if (!task.ok()) return ForField(kQuantizeField, task.status());
+  return task;
+}
+
+absl::StatusOr<quern::TuneTask> ToTask(const quantization::v1::TuneTask& message) {
+  ASSIGN_OR_RETURN(const std::string json, ToJson(kTuneField, message));
+  absl::StatusOr<quern::TuneTask> task = ParseTuneTask(json);
+  if (!task.ok()) return ForField(kTuneField, task.status());
   return task;
 }
 
@@ -51,43 +68,77 @@ Progress::Stage ToStage(Stage stage) {
 }
 
 // Every setting as the run uses it, by way of the JSON form that both sides know.
-absl::Status FillResolved(const Task& task, ResolvedSettings& resolved) {
-  const Json all = TaskToJson(task);
-  const Json settings = {{"block_ap", all.at("block_ap")}, {"e2e_qp", all.at("e2e_qp")}};
+absl::Status FillResolved(const Json& settings, google::protobuf::Message& resolved) {
   const auto status =
       google::protobuf::util::JsonStringToMessage(DumpCanonicalJson(settings), &resolved);
   if (status.ok()) return absl::OkStatus();
   return absl::InternalError(absl::StrCat("resolved settings: ", std::string(status.message())));
 }
 
+void FillPlan(const std::vector<StageCost>& stages, int64_t artifact_size_bytes,
+              quantization::v1::Plan& plan) {
+  for (const StageCost& cost : stages) {
+    quantization::v1::Plan::StageCost& stage = *plan.add_stages();
+    stage.set_stage(ToStage(cost.stage));
+    *stage.mutable_duration() = ToProtoDuration(cost.duration);
+    stage.set_host_memory_bytes(cost.host_memory_bytes);
+    stage.set_disk_bytes(cost.disk_bytes);
+  }
+  plan.set_artifact_size_bytes(artifact_size_bytes);
+}
+
+absl::Status CheckPath(absl::string_view field, const std::string& path) {
+  return CheckText(field, path, kMaxPathBytes);
+}
+
+absl::Status NormalizeQuantize(QuantizeTask& task) {
+  task.clear_resolved();
+  const auto field = [](absl::string_view name) { return absl::StrCat(kQuantizeField, ".", name); };
+  if (task.checkpoint().path().empty()) {
+    return absl::InvalidArgumentError(field("checkpoint.path: is required"));
+  }
+  if (!task.has_format()) return absl::InvalidArgumentError(field("format: is required"));
+  RETURN_IF_ERROR(CheckPath(field("checkpoint.path"), task.checkpoint().path()));
+  RETURN_IF_ERROR(CheckPath(field("calibration.path"), task.calibration().path()));
+  RETURN_IF_ERROR(CheckPath(field("evaluation.path"), task.evaluation().path()));
+  return ToTask(task).status();
+}
+
+absl::Status NormalizeTune(quantization::v1::TuneTask& task) {
+  task.clear_resolved();
+  const auto field = [](absl::string_view name) { return absl::StrCat(kTuneField, ".", name); };
+  if (task.base().empty()) return absl::InvalidArgumentError(field("base: is required"));
+  if (task.data().path().empty())
+    return absl::InvalidArgumentError(field("data.path: is required"));
+  RETURN_IF_ERROR(CheckPath(field("base"), task.base()));
+  RETURN_IF_ERROR(CheckPath(field("data.path"), task.data().path()));
+  RETURN_IF_ERROR(CheckPath(field("evaluation.path"), task.evaluation().path()));
+  return ToTask(task).status();
+}
+
 }  // namespace
 
 absl::StatusOr<QuantizationJob> TaskPlanner::Normalize(const QuantizationJob& asked) {
-  if (!asked.has_quantize()) {
-    return absl::InvalidArgumentError("quantization_job.quantize: is required, a job has one task");
-  }
   RETURN_IF_ERROR(CheckLabels("quantization_job.labels", asked.labels()));
   QuantizationJob job;
-  *job.mutable_quantize() = asked.quantize();
   *job.mutable_labels() = asked.labels();
-  QuantizeTask& task = *job.mutable_quantize();
-  task.clear_resolved();
-  const std::string prefix = "quantization_job.quantize.";
-  if (task.checkpoint().path().empty()) {
-    return absl::InvalidArgumentError(prefix + "checkpoint.path: is required");
+  switch (asked.task_case()) {
+    case QuantizationJob::kQuantize:
+      *job.mutable_quantize() = asked.quantize();
+      RETURN_IF_ERROR(NormalizeQuantize(*job.mutable_quantize()));
+      return job;
+    case QuantizationJob::kTune:
+      *job.mutable_tune() = asked.tune();
+      RETURN_IF_ERROR(NormalizeTune(*job.mutable_tune()));
+      return job;
+    case QuantizationJob::TASK_NOT_SET:
+      break;
   }
-  if (!task.has_format()) return absl::InvalidArgumentError(prefix + "format: is required");
-  RETURN_IF_ERROR(
-      quern::CheckText(prefix + "checkpoint.path", task.checkpoint().path(), kMaxPathBytes));
-  RETURN_IF_ERROR(
-      quern::CheckText(prefix + "calibration.path", task.calibration().path(), kMaxPathBytes));
-  RETURN_IF_ERROR(
-      quern::CheckText(prefix + "evaluation.path", task.evaluation().path(), kMaxPathBytes));
-  RETURN_IF_ERROR(ToTask(task).status());
-  return job;
+  return absl::InvalidArgumentError(
+      "quantization_job: a task is required, quantize or tune; a job has one task");
 }
 
-absl::Status TaskPlanner::CheckText(absl::string_view field, const std::string& path) const {
+absl::Status TaskPlanner::CheckFile(absl::string_view field, const std::string& path) const {
   if (path.empty()) return absl::OkStatus();
   absl::StatusOr<std::string> real = ResolveBeneath(data_root_, path);
   if (!real.ok()) return ForField(field, real.status());
@@ -99,28 +150,51 @@ absl::Status TaskPlanner::CheckText(absl::string_view field, const std::string& 
 }
 
 absl::StatusOr<QuantizationJob> TaskPlanner::Plan(QuantizationJob job) const {
+  return job.has_tune() ? PlanTune(std::move(job)) : PlanQuantize(std::move(job));
+}
+
+absl::StatusOr<QuantizationJob> TaskPlanner::PlanQuantize(QuantizationJob job) const {
   QuantizeTask& message = *job.mutable_quantize();
   ASSIGN_OR_RETURN(const Task task, ToTask(message));
-  const std::string field = "quantization_job.quantize.checkpoint.path";
+  const std::string field = absl::StrCat(kQuantizeField, ".checkpoint.path");
   absl::StatusOr<std::string> path = ResolveBeneath(model_root_, task.checkpoint_path);
   if (!path.ok()) return ForField(field, path.status());
   absl::StatusOr<ModelConfig> config = ReadCheckpointConfig(*path);
   if (!config.ok()) return ForField(field, config.status());
-  RETURN_IF_ERROR(CheckText("quantization_job.quantize.calibration.path", task.calibration_path));
-  RETURN_IF_ERROR(CheckText("quantization_job.quantize.evaluation.path", task.evaluation_path));
+  RETURN_IF_ERROR(
+      CheckFile(absl::StrCat(kQuantizeField, ".calibration.path"), task.calibration_path));
+  RETURN_IF_ERROR(
+      CheckFile(absl::StrCat(kQuantizeField, ".evaluation.path"), task.evaluation.path));
   // The memory of the machine that will run the job is not known here; the quantizer checks it.
   absl::StatusOr<PlanResult> plan = MakePlan(task, *config, Machine{});
-  if (!plan.ok()) return ForField("quantization_job.quantize", plan.status());
+  if (!plan.ok()) return ForField(kQuantizeField, plan.status());
+  const Json all = TaskToJson(plan->resolved);
+  RETURN_IF_ERROR(FillResolved({{"block_ap", all.at("block_ap")}, {"e2e_qp", all.at("e2e_qp")}},
+                               *message.mutable_resolved()));
+  FillPlan(plan->stages, plan->artifact_size_bytes, *job.mutable_plan());
+  return job;
+}
 
-  RETURN_IF_ERROR(FillResolved(plan->resolved, *message.mutable_resolved()));
-  for (const StageCost& cost : plan->stages) {
-    quantization::v1::Plan::StageCost& stage = *job.mutable_plan()->add_stages();
-    stage.set_stage(ToStage(cost.stage));
-    *stage.mutable_duration() = ToProtoDuration(cost.duration);
-    stage.set_host_memory_bytes(cost.host_memory_bytes);
-    stage.set_disk_bytes(cost.disk_bytes);
+absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const {
+  quantization::v1::TuneTask& message = *job.mutable_tune();
+  ASSIGN_OR_RETURN(const quern::TuneTask task, ToTask(message));
+  const std::string field = absl::StrCat(kTuneField, ".base");
+  ASSIGN_OR_RETURN(const Digest base, Digest::Parse(task.base));
+  absl::StatusOr<Manifest> manifest = manifest_of_(base);
+  if (!manifest.ok()) return ForField(field, manifest.status());
+  if (!manifest->base.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ": ", message.base(),
+                                                   " is a scale delta, wanted a whole model: tune ",
+                                                   ArtifactName(manifest->base), " instead"));
   }
-  job.mutable_plan()->set_artifact_size_bytes(plan->artifact_size_bytes);
+  RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".data.path"), task.data_path));
+  RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".evaluation.path"), task.evaluation.path));
+  absl::StatusOr<TunePlan> plan =
+      quern::PlanTune(task, manifest->config, manifest->format, Machine{});
+  if (!plan.ok()) return ForField(kTuneField, plan.status());
+  RETURN_IF_ERROR(
+      FillResolved(TuneTaskToJson(plan->resolved).at("settings"), *message.mutable_resolved()));
+  FillPlan(plan->stages, plan->artifact_size_bytes, *job.mutable_plan());
   return job;
 }
 

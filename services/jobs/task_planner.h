@@ -4,7 +4,12 @@
 #include <absl/status/statusor.h>
 #include <quern/quantization/v1/quantization_service.pb.h>
 
+#include <functional>
 #include <string>
+#include <utility>
+
+#include "core/artifact/artifact.h"
+#include "core/base/sha256.h"
 
 namespace quern {
 
@@ -12,25 +17,35 @@ namespace quern {
 // what is accepted here runs there. Thread-safe.
 class TaskPlanner {
  public:
-  TaskPlanner(std::string model_root, std::string data_root)
-      : model_root_(std::move(model_root)), data_root_(std::move(data_root)) {}
+  // `manifest_of`: of a published artifact, NOT_FOUND otherwise; thread-safe.
+  TaskPlanner(std::string model_root, std::string data_root,
+              std::function<absl::StatusOr<Manifest>(const Digest& artifact)> manifest_of)
+      : model_root_(std::move(model_root)),
+        data_root_(std::move(data_root)),
+        manifest_of_(std::move(manifest_of)) {}
 
   // What the user asked for: task and labels, without anything that is output only. Checks what
   // does not need the files. INVALID_ARGUMENT naming the field.
   static absl::StatusOr<quantization::v1::QuantizationJob> Normalize(
       const quantization::v1::QuantizationJob& asked);
 
-  // `job` (normalized) with every setting resolved and the expected cost. Reads the checkpoint's
-  // configuration; calibration and evaluation texts must be there. INVALID_ARGUMENT naming the
-  // field; FAILED_PRECONDITION for a damaged checkpoint; RESOURCE_EXHAUSTED.
+  // `job` (normalized) with every setting resolved and the expected cost. Reads the configuration
+  // of the checkpoint or the base artifact; the data that the task names must be there.
+  // INVALID_ARGUMENT naming the field; FAILED_PRECONDITION for a damaged checkpoint;
+  // RESOURCE_EXHAUSTED.
   absl::StatusOr<quantization::v1::QuantizationJob> Plan(
       quantization::v1::QuantizationJob job) const;
 
  private:
-  absl::Status CheckText(absl::string_view field, const std::string& path) const;
+  absl::StatusOr<quantization::v1::QuantizationJob> PlanQuantize(
+      quantization::v1::QuantizationJob job) const;
+  absl::StatusOr<quantization::v1::QuantizationJob> PlanTune(
+      quantization::v1::QuantizationJob job) const;
+  absl::Status CheckFile(absl::string_view field, const std::string& path) const;
 
   const std::string model_root_;
   const std::string data_root_;
+  const std::function<absl::StatusOr<Manifest>(const Digest& artifact)> manifest_of_;
 };
 
 }  // namespace quern

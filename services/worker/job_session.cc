@@ -69,9 +69,14 @@ JobSession::End JobSession::Run(QuantizerRunner& runner) {
   metrics_.StartJob();
   QuantizerJob job;
   job.id = lease_.job().name();
-  job.task = lease_.job().quantize();
   // What was resolved at submit is resolved again, from the same task, by the run itself.
-  job.task.clear_resolved();
+  if (lease_.job().has_tune()) {
+    *job.task.mutable_tune() = lease_.job().tune();
+    job.task.mutable_tune()->clear_resolved();
+  } else {
+    *job.task.mutable_quantize() = lease_.job().quantize();
+    job.task.mutable_quantize()->clear_resolved();
+  }
   job.work_directory = work_directory_;
   absl::StatusOr<QuantizerOutcome> outcome = LeaseLost();
   {

@@ -103,6 +103,12 @@ absl::Status Serve(const WorkerConfig& config) {
   ExportBuildInfo(registry, "quern-worker");
   WorkerMetrics metrics(registry, config.name);
   ProcessMetrics process_metrics(registry, "work", config.work_directory);
+  LeaseLoopOptions options;
+  options.name = config.name;
+  options.work_directory = config.work_directory;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Security> security,
+                   Security::Open(config.security, registry));
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> jobs, Connect(config, registry));
   QuantizerProcessOptions process;
   process.program = config.quantizer;
   process.model_root = config.model_root;
@@ -110,13 +116,8 @@ absl::Status Serve(const WorkerConfig& config) {
   process.threads = config.threads;
   process.device = config.device;
   process.log_format = config.log_format;
+  process.jobs = jobs;
   QuantizerProcessRunner runner(process);
-  LeaseLoopOptions options;
-  options.name = config.name;
-  options.work_directory = config.work_directory;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Security> security,
-                   Security::Open(config.security, registry));
-  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> jobs, Connect(config, registry));
   ASSIGN_OR_RETURN(std::unique_ptr<LeaseLoop> loop,
                    LeaseLoop::Create(options, jobs, runner, metrics));
 

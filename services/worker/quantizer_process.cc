@@ -2,11 +2,13 @@
 
 #include <absl/base/thread_annotations.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/strip.h>
 #include <absl/time/clock.h>
 #include <google/protobuf/util/json_util.h>
 #include <signal.h>
 
 #include <optional>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "core/base/subprocess.h"
+#include "services/artifact_cache/artifact_cache.h"
 #include "services/worker/quantizer_events.h"
 
 namespace quern {
@@ -25,6 +28,8 @@ namespace {
 using quantization::v1::JobError;
 using quantization::v1::Progress;
 
+// Between attempts to fetch a base from a quern-jobs that cannot be reached.
+constexpr absl::Duration kFetchPause = absl::Seconds(2);
 // How long a SIGKILL that is due may wait for the reading thread.
 constexpr absl::Duration kReadSlice = absl::Milliseconds(100);
 
@@ -54,6 +59,8 @@ class ProcessRun final : public QuantizerRun {
     MutexLock lock(&mutex_);
     if (stopping_) return;
     stopping_ = true;
+    stop_.request_stop();
+    changed_.SignalAll();
     kill_time_ = absl::Now() + options_.stop_grace;
     Signal(SIGTERM);
   }
@@ -61,6 +68,8 @@ class ProcessRun final : public QuantizerRun {
   void Kill() override {
     MutexLock lock(&mutex_);
     stopping_ = true;
+    stop_.request_stop();
+    changed_.SignalAll();
     kill_time_ = absl::InfinitePast();
     Signal(SIGKILL);
   }
@@ -79,6 +88,12 @@ class ProcessRun final : public QuantizerRun {
       return {std::nullopt,
               MakeError(written.code(), reason::kInternal, std::string(written.message()))};
     }
+    const absl::Status fetched = FetchBase();
+    if (stopping()) return Stopped();
+    if (!fetched.ok()) {
+      return {std::nullopt,
+              MakeError(fetched.code(), reason::kBaseInvalid, std::string(fetched.message()))};
+    }
     int crashes = 0;
     while (true) {
       Words words;
@@ -88,8 +103,7 @@ class ProcessRun final : public QuantizerRun {
         if (exit.ok() && exit->success() && words.result.has_value()) {
           return {std::move(words.result), {}};
         }
-        return {std::nullopt,
-                MakeError(absl::StatusCode::kCancelled, reason::kCancelled, "stopped")};
+        return Stopped();
       }
       if (!exit.ok()) {
         return {std::nullopt, MakeError(absl::StatusCode::kInternal, reason::kQuantizerNotStarted,
@@ -114,11 +128,42 @@ class ProcessRun final : public QuantizerRun {
     }
   }
 
+  static QuantizerOutcome Stopped() {
+    return {std::nullopt, MakeError(absl::StatusCode::kCancelled, reason::kCancelled, "stopped")};
+  }
+
+  // Of artifacts that the task starts from, each by its id.
+  std::string base_directory() const { return job_.work_directory + "/base"; }
+
+  // Pulls the artifact that the task starts from, if it names one. A quern-jobs that cannot be
+  // reached is waited for: without it the lease runs out, and then this is stopped.
+  absl::Status FetchBase() ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (!job_.task.has_tune()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const Digest digest,
+                     Digest::Parse(absl::StripPrefix(job_.task.tune().base(), "artifacts/")));
+    ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactCache> cache,
+                     ArtifactCache::Open(base_directory(), options_.jobs));
+    while (true) {
+      const absl::Status status = cache->Fetch(digest, stop_.get_token()).status();
+      if (!absl::IsUnavailable(status)) return status;
+      LOG(WARNING) << "base not fetched yet job=" << job_.id << ": " << status.message();
+      MutexLock lock(&mutex_);
+      const absl::Time until = absl::Now() + kFetchPause;
+      while (!stopping_ && absl::Now() < until) {
+        changed_.WaitWithTimeout(&mutex_, until - absl::Now());
+      }
+      if (stopping_) return absl::CancelledError("stopped");
+    }
+  }
+
   std::string task_path() const { return job_.work_directory + "/task.json"; }
 
   absl::Status WriteTask() const {
     std::string json;
-    const auto status = google::protobuf::util::MessageToJsonString(job_.task, &json);
+    const google::protobuf::Message& task =
+        job_.task.has_tune() ? static_cast<const google::protobuf::Message&>(job_.task.tune())
+                             : job_.task.quantize();
+    const auto status = google::protobuf::util::MessageToJsonString(task, &json);
     if (!status.ok()) return absl::InternalError(std::string(status.message()));
     return WriteFileDurably(task_path(), json);
   }
@@ -129,6 +174,10 @@ class ProcessRun final : public QuantizerRun {
                     job_.work_directory, "--model-root", options_.model_root, "--data-root",
                     options_.data_root,  "--device",     options_.device,     "--log-format",
                     options_.log_format};
+    if (job_.task.has_tune()) {
+      options.argv.insert(options.argv.end(),
+                          {"--kind", "tune", "--artifact-root", base_directory() + "/artifacts"});
+    }
     if (options_.threads > 0) {
       options.argv.insert(options.argv.end(), {"--threads", absl::StrCat(options_.threads)});
     }
@@ -230,7 +279,9 @@ class ProcessRun final : public QuantizerRun {
   std::pair<int, int64_t> best_mark_ = {0, 0};
   Mutex mutex_;
   Subprocess* child_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::stop_source stop_;
   absl::Time kill_time_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   std::thread thread_;
 };

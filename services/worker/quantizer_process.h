@@ -2,6 +2,7 @@
 #define QUERN_SERVICES_WORKER_QUANTIZER_PROCESS_H_
 
 #include <absl/time/time.h>
+#include <grpcpp/channel.h>
 
 #include <memory>
 #include <string>
@@ -17,6 +18,8 @@ struct QuantizerProcessOptions {
   int threads = 0;  // 0: the quantizer's own choice
   std::string device = "auto";
   std::string log_format = "text";
+  // Leads to quern-jobs, where artifacts come from that tasks start from.
+  std::shared_ptr<grpc::Channel> jobs;
   // From SIGTERM to SIGKILL.
   absl::Duration stop_grace = absl::Seconds(20);
   // A quantizer that crashed is started again until it has crashed more often than this since its

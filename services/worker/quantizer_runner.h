@@ -14,7 +14,7 @@ namespace quern {
 
 struct QuantizerJob {
   std::string id;
-  quantization::v1::QuantizeTask task;
+  quantization::v1::QuantizationJob task;  // its task alone
   // There already; what an earlier run left in it is taken up again.
   std::string work_directory;
 };

@@ -2,6 +2,8 @@
 
 #include <quern/artifact/v1/artifact_service.grpc.pb.h>
 
+#include <fstream>
+
 #include "tests/e2e/clients.h"
 #include "tests/e2e/deployment.h"
 #include "tests/support/status_matchers.h"
@@ -104,6 +106,52 @@ TEST_F(QuantizeAndGenerateTest, EqualTasksGiveEqualArtifactsWhateverTheMethod) {
   ASSERT_OK_AND_ASSIGN(const QuantizationJob rtn_end, Watch(*jobs_, rtn.name()));
   ASSERT_EQ(rtn_end.state(), QuantizationJob::SUCCEEDED) << rtn_end.error().message();
   EXPECT_NE(rtn_end.artifact(), first_end.artifact());
+}
+
+TEST_F(QuantizeAndGenerateTest, ATunedArtifactIsServedOnItsBase) {
+  auto quantize = TinyJob("tiny");
+  quantize.mutable_quantization_job()->mutable_quantize()->set_method(
+      quantization::v1::QuantizeTask::RTN);
+  quantize.mutable_quantization_job()->mutable_quantize()->clear_block_ap();
+  quantize.mutable_quantization_job()->mutable_quantize()->clear_e2e_qp();
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob quantized, Submit(*jobs_, quantize));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob base, Watch(*jobs_, quantized.name()));
+  ASSERT_EQ(base.state(), QuantizationJob::SUCCEEDED) << base.error().message();
+
+  std::ofstream data(deployment_.data_root() + "/chat.jsonl");
+  for (int i = 0; i < 20; ++i) {
+    data << R"({"prompt":"say )" << i << R"(","response":"the the the the"})"
+         << "\n";
+  }
+  data.close();
+  quantization::v1::CreateQuantizationJobRequest tune;
+  auto& task = *tune.mutable_quantization_job()->mutable_tune();
+  task.set_base(base.artifact());
+  task.mutable_data()->set_path("chat.jsonl");
+  task.mutable_settings()->set_epoch_count(3);
+  task.mutable_settings()->set_learning_rate(0.02);
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob submitted, Submit(*jobs_, tune));
+  EXPECT_EQ(submitted.tune().resolved().batch_size(), 8);
+  EXPECT_GT(submitted.plan().stages_size(), 3);
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob job, Watch(*jobs_, submitted.name()));
+  ASSERT_EQ(job.state(), QuantizationJob::SUCCEEDED) << job.error().message();
+  ASSERT_EQ(job.evaluation().rows_size(), 2);
+  EXPECT_EQ(job.evaluation().rows(0).model(), "base");
+  EXPECT_LT(job.evaluation().rows(1).perplexity(), job.evaluation().rows(0).perplexity());
+
+  ASSERT_OK_AND_ASSIGN(const Model model,
+                       LoadModel(*inference_, "tuned", FromArtifact(job.artifact())));
+  ASSERT_EQ(model.state(), Model::ACTIVE) << model.failure_message();
+  GenerateTextRequest request;
+  request.set_model(model.name());
+  request.set_prompt("say");
+  request.set_max_output_tokens(3);
+  ASSERT_OK(Stream(*inference_, request));
+
+  // A delta is no base.
+  task.set_base(job.artifact());
+  EXPECT_THAT(Submit(*jobs_, tune), StatusIs(absl::StatusCode::kInvalidArgument,
+                                             testing::HasSubstr("is a scale delta, wanted")));
 }
 
 TEST_F(QuantizeAndGenerateTest, CheckpointIsServedAsItIs) {

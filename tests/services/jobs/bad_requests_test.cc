@@ -35,13 +35,48 @@ class BadRequestsTest : public JobsServerTest {
 TEST_F(BadRequestsTest, CreateEnvelope) {
   ExpectCreateRefused("quantization_job: is required",
                       [](auto& request, auto&) { request.clear_quantization_job(); });
-  ExpectCreateRefused("quantize: is required", [](auto& request, auto&) {
+  ExpectCreateRefused("a task is required", [](auto& request, auto&) {
     request.mutable_quantization_job()->clear_quantize();
   });
   for (const std::string& id : {std::string("a b"), std::string("x\n"), std::string(65, 'a'),
                                 std::string("../../etc"), std::string("\xc3\xa4")}) {
     ExpectCreateRefused("request_id", [&](auto& request, auto&) { request.set_request_id(id); });
   }
+}
+
+TEST_F(BadRequestsTest, CreateTune) {
+  WriteAll(directory_ / "data/chat.jsonl", R"({"prompt":"a","response":"b"})");
+  const auto refused = [this](const std::string& part, const auto& change) {
+    ExpectCreateRefused(part, [&](auto& request, auto&) {
+      auto& task = *request.mutable_quantization_job()->mutable_tune();
+      task.set_base("artifacts/" + std::string(64, 'a'));
+      task.mutable_data()->set_path("chat.jsonl");
+      change(task);
+    });
+  };
+  refused("quantization_job.tune.base: is required", [](auto& task) { task.clear_base(); });
+  refused("data.path: is required", [](auto& task) { task.clear_data(); });
+  for (const std::string& base :
+       {std::string("artifacts/"), std::string(64, 'a'), "artifacts/" + std::string(63, 'a'),
+        "artifacts/../" + std::string(61, 'a')}) {
+    refused("wanted artifacts/ and 64 hex digits", [&](auto& task) { task.set_base(base); });
+  }
+  // Well formed, but there is none.
+  refused("quantization_job.tune.base: ", [](auto&) {});
+  for (const char* path : {"/etc/passwd", "../chat.jsonl", "chat.txt", "chat\n.jsonl"}) {
+    refused("data", [&](auto& task) { task.mutable_data()->set_path(path); });
+  }
+  refused("settings.trainable is", [](auto& task) {
+    task.mutable_settings()->set_trainable(quantization::v1::E2eQpSettings::ALL);
+  });
+  refused("settings.sample_count",
+          [](auto& task) { task.mutable_settings()->set_sample_count(0); });
+  refused("settings.batch_size", [](auto& task) { task.mutable_settings()->set_batch_size(1025); });
+  refused("settings.learning_rate", [](auto& task) {
+    task.mutable_settings()->set_learning_rate(std::numeric_limits<double>::quiet_NaN());
+  });
+  refused("settings.held_out_count",
+          [](auto& task) { task.mutable_settings()->set_held_out_count(-1); });
 }
 
 TEST_F(BadRequestsTest, CreateLabels) {

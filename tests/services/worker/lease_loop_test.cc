@@ -165,8 +165,8 @@ TEST_F(LeaseLoopTest, SeesAJobToItsEnd) {
   const std::string name = CreateName();
   auto run = NextRun();
   EXPECT_EQ(run->job_.id, name);
-  EXPECT_EQ(run->job_.task.checkpoint().path(), "tiny");
-  EXPECT_FALSE(run->job_.task.has_resolved());
+  EXPECT_EQ(run->job_.task.quantize().checkpoint().path(), "tiny");
+  EXPECT_FALSE(run->job_.task.quantize().has_resolved());
   EXPECT_TRUE(HasWorkDirectory(name));
   run->observer_.OnLog("hello");
   run->Report(Progress::BLOCK_AP, 0, 3);

@@ -97,8 +97,8 @@ class QuantizerProcessTest : public testing::Test {
     options_.data_root = "/data";
     QuantizerJob job;
     job.id = "quantizationJobs/1";
-    job.task.mutable_checkpoint()->set_path("tiny");
-    job.task.mutable_format()->set_bits(3);
+    job.task.mutable_quantize()->mutable_checkpoint()->set_path("tiny");
+    job.task.mutable_quantize()->mutable_format()->set_bits(3);
     job.work_directory = directory_.path();
     return QuantizerProcessRunner(options_).Start(job, recorder_);
   }

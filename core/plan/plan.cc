@@ -7,6 +7,7 @@
 
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
+#include "core/plan/evaluate_task.h"
 #include "core/plan/presets.h"
 #include "core/plan/tune_task.h"
 
@@ -190,6 +191,18 @@ class CostModel {
              .disk_bytes = scale_bytes()},
             Evaluating(),
             Publishing(scale_bytes())};
+  }
+
+  // Of measuring a packed model and, perhaps, its source on so many tokens.
+  std::vector<StageCost> EvaluateStages(double tokens) const {
+    const int64_t models = source_bytes() + sizes_.packed_bytes;
+    return {{.stage = Stage::kLoading,
+             .duration = absl::Seconds(1 + static_cast<double>(models) / 500e6),
+             .host_memory_bytes = kProgramBytes + models},
+            {.stage = Stage::kEvaluating,
+             .duration = InferenceTime(2 * tokens),
+             .host_memory_bytes = kProgramBytes + 2 * models +
+                                  KvBytes(kEvaluationSequences * config_.max_position_embeddings)}};
   }
 
   // Of the scales and, where they are trained, norms of all block matrices.
@@ -508,6 +521,30 @@ absl::StatusOr<TunePlan> PlanTune(const TuneTask& task, const ModelConfig& confi
   const CostModel costs(training, config, without_source);
   plan.stages = costs.TuneStages();
   plan.artifact_size_bytes = costs.scale_bytes() + kManifestBytes;
+  RETURN_IF_ERROR(CheckMemory(plan.stages, machine));
+  return plan;
+}
+
+absl::StatusOr<EvaluatePlan> PlanEvaluate(const EvaluateTask& task, const ModelConfig& config,
+                                          const QuantFormat& format, const Machine& machine) {
+  RETURN_IF_ERROR(config.Validate());
+  RETURN_IF_ERROR(format.Validate());
+  EvaluatePlan plan{.resolved = task};
+  double tokens = 0;
+  for (EvaluationData& data : plan.resolved.texts) {
+    ResolveChunkTokens(config, data);
+    RETURN_IF_ERROR(CheckEvaluation(data, config));
+    tokens += static_cast<double>(data.chunk_tokens) * data.max_chunk_count;
+  }
+  constexpr int kGuessedItems = 2000;
+  constexpr double kGuessedItemTokens = 150;
+  for (const ZeroShotData& data : plan.resolved.zero_shot) {
+    tokens += kGuessedItemTokens * (data.max_item_count == 0 ? kGuessedItems : data.max_item_count);
+  }
+  Machine with_source = machine;
+  if (task.reference_path.empty()) with_source.source_bytes_per_weight = 0;
+  const Task evaluated{.format = format};
+  plan.stages = CostModel(evaluated, config, with_source).EvaluateStages(tokens);
   RETURN_IF_ERROR(CheckMemory(plan.stages, machine));
   return plan;
 }

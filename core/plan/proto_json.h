@@ -12,6 +12,7 @@
 #include <absl/strings/str_join.h>
 #include <absl/strings/str_split.h>
 #include <absl/strings/string_view.h>
+#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "core/base/json.h"
+#include "core/base/sha256.h"
 
 namespace quern {
 
@@ -189,6 +191,18 @@ class ProtoJson {
     }
   }
 
+  // "artifacts/" and a SHA-256; `id` is its 64 hex digits.
+  void ArtifactName(absl::string_view field, std::string& id) {
+    std::string name;
+    String(field, name);
+    if (!status_.ok()) return;
+    absl::string_view digits = name;
+    if (!absl::ConsumePrefix(&digits, "artifacts/") || !Digest::Parse(digits).ok()) {
+      return Fail(field, absl::StrCat("is ", Shown(name), ", wanted artifacts/ and 64 hex digits"));
+    }
+    id = std::string(digits);
+  }
+
   template <typename T>
   void Enum(absl::string_view field, const EnumNames<T>& names, T& out) {
     const Json* value = Take(field);
@@ -214,6 +228,21 @@ class ProtoJson {
     ProtoJson nested(value, absl::StrCat(Name(field)));
     parse(nested);
     status_ = nested.Finish();
+  }
+
+  // The same for each message of a list of at most `max_count`.
+  template <typename Parse>
+  void Messages(absl::string_view field, size_t max_count, Parse parse) {
+    const Json* value = Take(field);
+    if (value == nullptr || !status_.ok()) return;
+    if (!value->is_array() || value->size() > max_count) {
+      return Fail(field, absl::StrCat("wanted a list of at most ", max_count));
+    }
+    for (size_t i = 0; i < value->size() && status_.ok(); ++i) {
+      ProtoJson nested(&(*value)[i], absl::StrCat(Name(field), "[", i, "]"));
+      parse(nested);
+      status_ = nested.Finish();
+    }
   }
 
   void Refuse(absl::string_view field, absl::string_view why) {

@@ -71,16 +71,6 @@ const EnumNames<std::optional<E2eLoss>>& E2eLossNames() {
   return *names;
 }
 
-void ParseCheckpoint(ProtoJson& json, Task& task) {
-  if (!json.present()) return json.Fail("path", "is missing");
-  json.Path("path", {}, task.checkpoint_path);
-  json.String("digest", task.checkpoint_digest);
-  if (task.checkpoint_digest.empty()) return;
-  if (const auto digest = Digest::Parse(task.checkpoint_digest); !digest.ok()) {
-    json.Fail("digest", absl::StrCat("is wrong: ", digest.status().message()));
-  }
-}
-
 void ParseFormat(ProtoJson& json, QuantFormat& format) {
   if (!json.present()) return json.Fail("bits", "is missing, supported are 2, 3, 4 and 8");
   format.bits = 0;
@@ -166,6 +156,16 @@ const EnumNames<std::optional<E2eTrainable>>& E2eTrainableNames() {
   return *names;
 }
 
+void ParseCheckpoint(ProtoJson& json, std::string& path, std::string& digest) {
+  if (!json.present()) return json.Fail("path", "is missing");
+  json.Path("path", {}, path);
+  json.String("digest", digest);
+  if (digest.empty()) return;
+  if (const auto parsed = Digest::Parse(digest); !parsed.ok()) {
+    json.Fail("digest", absl::StrCat("is wrong: ", parsed.status().message()));
+  }
+}
+
 void ParseEvaluationData(ProtoJson& json, EvaluationData& data) {
   if (!json.present()) return;
   json.Path("path", {".txt", ".raw", ".jsonl"}, data.path);
@@ -191,7 +191,9 @@ absl::StatusOr<Task> ParseTask(absl::string_view json) {
   if (value.is_null()) return absl::InvalidArgumentError("task is null, wanted an object");
   Task task;
   ProtoJson root(&value, "");
-  root.Message("checkpoint", [&](ProtoJson& nested) { ParseCheckpoint(nested, task); });
+  root.Message("checkpoint", [&](ProtoJson& nested) {
+    ParseCheckpoint(nested, task.checkpoint_path, task.checkpoint_digest);
+  });
   root.Message("format", [&](ProtoJson& nested) { ParseFormat(nested, task.format); });
   root.Enum("method", MethodNames(), task.method);
   root.Enum("preset", PresetNames(), task.preset);

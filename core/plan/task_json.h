@@ -4,6 +4,7 @@
 // What the JSON forms of the kinds of tasks have in common.
 
 #include <optional>
+#include <string>
 
 #include "core/base/json.h"
 #include "core/plan/proto_json.h"
@@ -12,6 +13,9 @@
 namespace quern {
 
 const EnumNames<std::optional<E2eTrainable>>& E2eTrainableNames();
+
+// quern.quantization.v1.CheckpointSource; the member is required.
+void ParseCheckpoint(ProtoJson& json, std::string& path, std::string& digest);
 
 // quern.quantization.v1.EvaluationData; the member is optional.
 void ParseEvaluationData(ProtoJson& json, EvaluationData& data);

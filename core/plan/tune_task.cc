@@ -1,8 +1,6 @@
 #include "core/plan/tune_task.h"
 
-#include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
-#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <limits>
@@ -16,17 +14,6 @@ namespace quern {
 namespace {
 
 constexpr absl::string_view kArtifacts = "artifacts/";
-
-void ParseBase(ProtoJson& json, TuneTask& task) {
-  std::string name;
-  json.String("base", name);
-  absl::string_view id = name;
-  if (!absl::ConsumePrefix(&id, kArtifacts) || !Digest::Parse(id).ok()) {
-    return json.Fail("base", absl::StrCat("is \"", name.substr(0, 80),
-                                          "\", wanted artifacts/ and 64 hex digits"));
-  }
-  task.base = std::string(id);
-}
 
 void ParseSettings(ProtoJson& json, TuneSettings& settings) {
   json.Int("sample_count", 1, 65536, settings.sample_count);
@@ -64,7 +51,7 @@ absl::StatusOr<TuneTask> ParseTuneTask(absl::string_view json) {
   if (value.is_null()) return absl::InvalidArgumentError("task is null, wanted an object");
   TuneTask task;
   ProtoJson root(&value, "");
-  ParseBase(root, task);
+  root.ArtifactName("base", task.base);
   root.Message("data", [&](ProtoJson& nested) {
     if (!nested.present()) return nested.Fail("path", "is missing");
     nested.Path("path", {".jsonl"}, task.data_path);

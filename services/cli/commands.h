@@ -18,6 +18,8 @@ using Command = std::function<absl::Status(Context& context, Interrupt& interrup
 
 void AddUp(CLI::App& app, Command& command);
 void AddQuantize(CLI::App& app, Command& command);
+// Below `jobs`.
+void AddJobsEvaluate(CLI::App& jobs, Command& command);
 void AddTune(CLI::App& app, Command& command);
 void AddJobs(CLI::App& app, Command& command);
 void AddArtifacts(CLI::App& app, Command& command);

@@ -77,19 +77,16 @@ void PrintAsJson(const Results& results) {
   std::cout << Json{{"rows", list}, {"tasks", tasks}}.dump() << std::endl;
 }
 
-// A share with its standard error, in per cent.
-std::string Share(double share, double error) {
-  return absl::StrFormat("%.2f ± %.2f", 100 * share, 100 * error);
-}
-
 void PrintTasks(const std::vector<ZeroShotRow>& rows) {
   std::vector<std::vector<std::string>> cells = {
       {"task", "model", "items", "acc, %", "acc_norm, %", "acc - source's"}};
   for (const ZeroShotRow& row : rows) {
     cells.push_back(
-        {row.task, row.model, FormatCount(row.num_items), Share(row.accuracy, row.accuracy_error),
-         row.accuracy_norm.has_value() ? Share(*row.accuracy_norm, *row.accuracy_norm_error) : "",
-         row.model == "source" ? "" : Share(row.difference, row.difference_error)});
+        {row.task, row.model, FormatCount(row.num_items),
+         FormatShare(row.accuracy, row.accuracy_error),
+         row.accuracy_norm.has_value() ? FormatShare(*row.accuracy_norm, *row.accuracy_norm_error)
+                                       : "",
+         row.model == "source" ? "" : FormatShare(row.difference, row.difference_error)});
   }
   std::cout << FormatTable(cells, {false, false, true, true, true, true});
 }

@@ -106,4 +106,8 @@ std::string FormatTable(const std::vector<std::vector<std::string>>& rows,
   return table;
 }
 
+std::string FormatShare(double share, double error) {
+  return absl::StrFormat("%.2f ± %.2f", 100 * share, 100 * error);
+}
+
 }  // namespace quern::cli

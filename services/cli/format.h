@@ -42,6 +42,9 @@ std::string TruncateToWidth(absl::string_view text, int cells);
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows,
                         const std::vector<bool>& right);
 
+// A share with its standard error, in per cent: "68.30 ± 6.10".
+std::string FormatShare(double share, double error);
+
 }  // namespace quern::cli
 
 #endif  // QUERN_SERVICES_CLI_FORMAT_H_

@@ -102,7 +102,7 @@ bool IsTerminal(quantization_pb::QuantizationJob::State state) {
 void PrintEnd(const quantization_pb::QuantizationJob& job) {
   if (job.state() != quantization_pb::QuantizationJob::SUCCEEDED) return;
   if (job.has_evaluation()) std::cout << "\n" << DescribeEvaluation(job.evaluation());
-  std::cout << "artifact  " << job.artifact() << std::endl;
+  if (!job.artifact().empty()) std::cout << "artifact  " << job.artifact() << std::endl;
 }
 
 }  // namespace
@@ -129,24 +129,52 @@ std::string DescribeProgress(const quantization_pb::Progress& progress) {
 }
 
 std::string DescribeEvaluation(const quantization_pb::EvaluationReport& report) {
-  const bool tuned = report.rows_size() > 0 && report.rows(0).model() == "base";
-  std::vector<std::vector<std::string>> rows = {{"text", "model", "perplexity",
-                                                 tuned ? "KL to base" : "KL to source",
-                                                 "same top-1", "tokens"}};
-  std::string previous;
-  for (const auto& row : report.rows()) {
-    const bool source = row.model() == "source" || row.model() == "base";
-    rows.push_back({row.dataset() == previous ? "" : row.dataset(), ModelLabel(row.model()),
-                    absl::StrFormat("%.2f", row.perplexity()),
-                    source ? "" : absl::StrFormat("%.4f", row.kl_divergence()),
-                    source ? "" : absl::StrFormat("%.1f %%", 100 * row.top1_agreement()),
-                    FormatCount(row.token_count())});
-    previous = row.dataset();
+  std::string first;  // what the others are compared with
+  if (report.rows_size() > 0) {
+    first = report.rows(0).model();
+  } else if (report.zero_shot_rows_size() > 0) {
+    first = report.zero_shot_rows(0).model();
   }
-  std::string text = FormatTable(rows, {false, false, true, true, true, true});
-  absl::StrAppend(&text, "size  ", FormatBytes(report.source_size_bytes()),
-                  tuned ? " of the base, " : " before, ", FormatBytes(report.artifact_size_bytes()),
-                  tuned ? " of the scale delta\n" : " after\n");
+  const bool on_base = first == "base";
+  std::string text;
+  if (report.rows_size() > 0) {
+    std::vector<std::vector<std::string>> rows = {{"text", "model", "perplexity",
+                                                   on_base ? "KL to base" : "KL to source",
+                                                   "same top-1", "tokens"}};
+    std::string previous;
+    for (const auto& row : report.rows()) {
+      const bool compared = row.model() != first;
+      rows.push_back({row.dataset() == previous ? "" : row.dataset(), ModelLabel(row.model()),
+                      absl::StrFormat("%.2f", row.perplexity()),
+                      compared ? absl::StrFormat("%.4f", row.kl_divergence()) : "",
+                      compared ? absl::StrFormat("%.1f %%", 100 * row.top1_agreement()) : "",
+                      FormatCount(row.token_count())});
+      previous = row.dataset();
+    }
+    absl::StrAppend(&text, FormatTable(rows, {false, false, true, true, true, true}));
+  }
+  if (report.zero_shot_rows_size() > 0) {
+    std::vector<std::vector<std::string>> rows = {
+        {"task", "model", "items", "acc, %", "acc_norm, %",
+         absl::StrCat("acc - ", on_base ? "base" : "source", "'s")}};
+    for (const auto& row : report.zero_shot_rows()) {
+      rows.push_back(
+          {row.task(), ModelLabel(row.model()), FormatCount(row.item_count()),
+           FormatShare(row.accuracy(), row.accuracy_error()),
+           row.has_accuracy_norm() ? FormatShare(row.accuracy_norm(), row.accuracy_norm_error())
+                                   : "",
+           row.model() == first ? "" : FormatShare(row.difference(), row.difference_error())});
+    }
+    absl::StrAppend(&text, FormatTable(rows, {false, false, true, true, true, true}));
+  }
+  absl::StrAppend(&text, "size  ");
+  if (first == "artifact") {
+    absl::StrAppend(&text, FormatBytes(report.artifact_size_bytes()), "\n");
+  } else {
+    absl::StrAppend(
+        &text, FormatBytes(report.source_size_bytes()), on_base ? " of the base, " : " before, ",
+        FormatBytes(report.artifact_size_bytes()), on_base ? " of the scale delta\n" : " after\n");
+  }
   return text;
 }
 

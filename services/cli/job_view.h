@@ -19,7 +19,8 @@ absl::Time ToTime(const google::protobuf::Timestamp& timestamp);
 // "BLOCK_AP  block 12 of 30  loss 0.0123  2:11 left".
 std::string DescribeProgress(const quantization::v1::Progress& progress);
 
-// A table: for each text, the source, round to nearest and the result; then bytes before and after.
+// Tables: for each text and zero-shot task, the models that were measured; then bytes before and
+// after.
 std::string DescribeEvaluation(const quantization::v1::EvaluationReport& report);
 
 // Follows the job to its end: one line that is rewritten on a terminal, a line a change otherwise,

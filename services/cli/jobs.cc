@@ -32,6 +32,10 @@ std::string Describe(const quantization_pb::QuantizationJob& job) {
     return absl::StrCat("tune ", job.tune().base().substr(sizeof("artifacts/") - 1, 12), " on ",
                         job.tune().data().path());
   }
+  if (job.has_evaluate()) {
+    return absl::StrCat("evaluate ",
+                        job.evaluate().artifact().substr(sizeof("artifacts/") - 1, 12));
+  }
   const auto& task = job.quantize();
   return absl::StrCat(task.checkpoint().path(), " w", task.format().bits(), "g",
                       task.format().group_size());
@@ -42,6 +46,10 @@ std::string DescribeSettings(const quantization_pb::QuantizationJob& job) {
     const auto& settings = job.tune().resolved();
     return absl::StrCat(", at most ", settings.sample_count(), " examples, ",
                         settings.epoch_count(), " epochs, rate ", settings.learning_rate());
+  }
+  if (job.has_evaluate()) {
+    return absl::StrCat(", ", job.evaluate().texts_size(), " texts, ",
+                        job.evaluate().zero_shot_size(), " zero-shot tasks");
   }
   return absl::StrCat(", ", quantization_pb::QuantizeTask::Method_Name(job.quantize().method()),
                       ", preset ",
@@ -171,6 +179,7 @@ void AddJobs(CLI::App& app, Command& command) {
         interrupt.Watch();
         return WatchJob(ResourceName("quantizationJobs", o.job), context, interrupt);
       });
+  AddJobsEvaluate(*jobs, command);
 }
 
 }  // namespace quern::cli

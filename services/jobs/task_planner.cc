@@ -10,6 +10,7 @@
 #include "core/base/file.h"
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/plan/evaluate_task.h"
 #include "core/plan/plan.h"
 #include "core/plan/tune_task.h"
 #include "services/jobs/job_messages.h"
@@ -24,6 +25,7 @@ using quantization::v1::QuantizeTask;
 
 constexpr size_t kMaxPathBytes = 1024;
 constexpr absl::string_view kQuantizeField = "quantization_job.quantize";
+constexpr absl::string_view kEvaluateField = "quantization_job.evaluate";
 constexpr absl::string_view kTuneField = "quantization_job.tune";
 
 // A file that the caller named and that is not there (or lies outside) is a wrong argument.
@@ -75,6 +77,13 @@ absl::Status FillResolved(const Json& settings, google::protobuf::Message& resol
   return absl::InternalError(absl::StrCat("resolved settings: ", std::string(status.message())));
 }
 
+absl::StatusOr<quern::EvaluateTask> ToTask(const quantization::v1::EvaluateTask& message) {
+  ASSIGN_OR_RETURN(const std::string json, ToJson(kEvaluateField, message));
+  absl::StatusOr<quern::EvaluateTask> task = ParseEvaluateTask(json);
+  if (!task.ok()) return ForField(kEvaluateField, task.status());
+  return task;
+}
+
 void FillPlan(const std::vector<StageCost>& stages, int64_t artifact_size_bytes,
               quantization::v1::Plan& plan) {
   for (const StageCost& cost : stages) {
@@ -101,6 +110,18 @@ absl::Status NormalizeQuantize(QuantizeTask& task) {
   RETURN_IF_ERROR(CheckPath(field("checkpoint.path"), task.checkpoint().path()));
   RETURN_IF_ERROR(CheckPath(field("calibration.path"), task.calibration().path()));
   RETURN_IF_ERROR(CheckPath(field("evaluation.path"), task.evaluation().path()));
+  return ToTask(task).status();
+}
+
+absl::Status NormalizeEvaluate(const quantization::v1::EvaluateTask& task) {
+  const auto field = [](absl::string_view name) { return absl::StrCat(kEvaluateField, ".", name); };
+  if (task.artifact().empty()) return absl::InvalidArgumentError(field("artifact: is required"));
+  RETURN_IF_ERROR(CheckPath(field("artifact"), task.artifact()));
+  RETURN_IF_ERROR(CheckPath(field("reference.path"), task.reference().path()));
+  for (const auto& text : task.texts()) RETURN_IF_ERROR(CheckPath(field("texts"), text.path()));
+  for (const auto& data : task.zero_shot()) {
+    RETURN_IF_ERROR(CheckPath(field("zero_shot"), data.path()));
+  }
   return ToTask(task).status();
 }
 
@@ -131,11 +152,15 @@ absl::StatusOr<QuantizationJob> TaskPlanner::Normalize(const QuantizationJob& as
       *job.mutable_tune() = asked.tune();
       RETURN_IF_ERROR(NormalizeTune(*job.mutable_tune()));
       return job;
+    case QuantizationJob::kEvaluate:
+      *job.mutable_evaluate() = asked.evaluate();
+      RETURN_IF_ERROR(NormalizeEvaluate(job.evaluate()));
+      return job;
     case QuantizationJob::TASK_NOT_SET:
       break;
   }
   return absl::InvalidArgumentError(
-      "quantization_job: a task is required, quantize or tune; a job has one task");
+      "quantization_job: a task is required, quantize, tune or evaluate; a job has one task");
 }
 
 absl::Status TaskPlanner::CheckFile(absl::string_view field, const std::string& path) const {
@@ -150,7 +175,9 @@ absl::Status TaskPlanner::CheckFile(absl::string_view field, const std::string& 
 }
 
 absl::StatusOr<QuantizationJob> TaskPlanner::Plan(QuantizationJob job) const {
-  return job.has_tune() ? PlanTune(std::move(job)) : PlanQuantize(std::move(job));
+  if (job.has_tune()) return PlanTune(std::move(job));
+  if (job.has_evaluate()) return PlanEvaluate(std::move(job));
+  return PlanQuantize(std::move(job));
 }
 
 absl::StatusOr<QuantizationJob> TaskPlanner::PlanQuantize(QuantizationJob job) const {
@@ -180,7 +207,7 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const
   ASSIGN_OR_RETURN(const quern::TuneTask task, ToTask(message));
   const std::string field = absl::StrCat(kTuneField, ".base");
   ASSIGN_OR_RETURN(const Digest base, Digest::Parse(task.base));
-  absl::StatusOr<Manifest> manifest = manifest_of_(base);
+  const absl::StatusOr<Manifest> manifest = manifest_of_(base);
   if (!manifest.ok()) return ForField(field, manifest.status());
   if (!manifest->base.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(field, ": ", message.base(),
@@ -195,6 +222,31 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const
   RETURN_IF_ERROR(
       FillResolved(TuneTaskToJson(plan->resolved).at("settings"), *message.mutable_resolved()));
   FillPlan(plan->stages, plan->artifact_size_bytes, *job.mutable_plan());
+  return job;
+}
+
+absl::StatusOr<QuantizationJob> TaskPlanner::PlanEvaluate(QuantizationJob job) const {
+  ASSIGN_OR_RETURN(const quern::EvaluateTask task, ToTask(job.evaluate()));
+  ASSIGN_OR_RETURN(const Digest artifact, Digest::Parse(task.artifact));
+  const absl::StatusOr<Manifest> manifest = manifest_of_(artifact);
+  if (!manifest.ok()) return ForField(absl::StrCat(kEvaluateField, ".artifact"), manifest.status());
+  if (!task.reference_path.empty()) {
+    const std::string field = absl::StrCat(kEvaluateField, ".reference.path");
+    const absl::StatusOr<std::string> path = ResolveBeneath(model_root_, task.reference_path);
+    if (!path.ok()) return ForField(field, path.status());
+    const absl::StatusOr<ModelConfig> config = ReadCheckpointConfig(*path);
+    if (!config.ok()) return ForField(field, config.status());
+  }
+  for (const EvaluationData& text : task.texts) {
+    RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".texts"), text.path));
+  }
+  for (const ZeroShotData& data : task.zero_shot) {
+    RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".zero_shot"), data.path));
+  }
+  absl::StatusOr<EvaluatePlan> plan =
+      quern::PlanEvaluate(task, manifest->config, manifest->format, Machine{});
+  if (!plan.ok()) return ForField(kEvaluateField, plan.status());
+  FillPlan(plan->stages, 0, *job.mutable_plan());
   return job;
 }
 

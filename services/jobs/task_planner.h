@@ -39,6 +39,8 @@ class TaskPlanner {
  private:
   absl::StatusOr<quantization::v1::QuantizationJob> PlanQuantize(
       quantization::v1::QuantizationJob job) const;
+  absl::StatusOr<quantization::v1::QuantizationJob> PlanEvaluate(
+      quantization::v1::QuantizationJob job) const;
   absl::StatusOr<quantization::v1::QuantizationJob> PlanTune(
       quantization::v1::QuantizationJob job) const;
   absl::Status CheckFile(absl::string_view field, const std::string& path) const;

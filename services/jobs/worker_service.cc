@@ -66,6 +66,15 @@ absl::Status CheckEvaluation(const EvaluationReport& report) {
     RETURN_IF_ERROR(CheckText(field + ".rows.model", row.model(), 64));
     RETURN_IF_ERROR(CheckText(field + ".rows.dataset", row.dataset(), 1024));
   }
+  if (report.zero_shot_rows_size() > kMaxEvaluationRows) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ".zero_shot_rows: found ",
+                                                   report.zero_shot_rows_size(),
+                                                   ", wanted at most ", kMaxEvaluationRows));
+  }
+  for (const EvaluationReport::ZeroShotRow& row : report.zero_shot_rows()) {
+    RETURN_IF_ERROR(CheckText(field + ".zero_shot_rows.model", row.model(), 64));
+    RETURN_IF_ERROR(CheckText(field + ".zero_shot_rows.task", row.task(), 1024));
+  }
   return absl::OkStatus();
 }
 
@@ -230,13 +239,30 @@ grpc::ServerReadReactor<worker::v1::StageArtifactRequest>* WorkerServiceImpl::St
   return StartStageArtifact(board_, catalog_, metrics_, executor_, response);
 }
 
+// Only an evaluation ends without one.
+absl::Status WorkerServiceImpl::CompleteWithoutArtifact(const CompleteJobRequest& request) {
+  const absl::StatusOr<JobRecord> record = board_.store().CheckLease(request.token());
+  if (record.ok()) {
+    ASSIGN_OR_RETURN(const quantization::v1::QuantizationJob job, JobFromRecord(*record));
+    if (!job.has_evaluate()) {
+      return absl::InvalidArgumentError("result.artifact: is required, the task makes one");
+    }
+  }
+  // Without a lease this is the repetition of a call that was answered, or it is refused.
+  return board_
+      .Complete(request.token(), JobState::kSucceeded, "", "",
+                SerializeCanonically(request.result().evaluation()), "")
+      .status();
+}
+
 absl::Status WorkerServiceImpl::Complete(const CompleteJobRequest& request) {
   RETURN_IF_ERROR(CheckToken(request.token()));
   switch (request.outcome_case()) {
     case CompleteJobRequest::kResult: {
+      RETURN_IF_ERROR(CheckEvaluation(request.result().evaluation()));
+      if (request.result().artifact().empty()) return CompleteWithoutArtifact(request);
       ASSIGN_OR_RETURN(const Digest artifact,
                        ParseArtifactName("result.artifact", request.result().artifact()));
-      RETURN_IF_ERROR(CheckEvaluation(request.result().evaluation()));
       return catalog_
           .Publish(request.token(), artifact, SerializeCanonically(request.result().evaluation()))
           .status();

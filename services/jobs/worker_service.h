@@ -41,6 +41,7 @@ class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackServic
   void TryLease(std::shared_ptr<PendingLease> pending);
   absl::Status Renew(const worker::v1::RenewLeaseRequest& request,
                      worker::v1::RenewLeaseResponse& response);
+  absl::Status CompleteWithoutArtifact(const worker::v1::CompleteJobRequest& request);
   absl::Status Complete(const worker::v1::CompleteJobRequest& request);
 
   JobBoard& board_;

@@ -17,9 +17,9 @@ absl::Status CheckGiven(absl::string_view flag, const std::string& value) {
 absl::Status QuantizerConfig::Validate() const {
   RETURN_IF_ERROR(CheckGiven("task", task_path));
   RETURN_IF_ERROR(CheckGiven("work-directory", work_directory));
-  if (kind != "quantize" && kind != "tune") {
+  if (kind != "quantize" && kind != "tune" && kind != "evaluate") {
     return absl::InvalidArgumentError(
-        absl::StrCat("--kind is \"", kind, "\", wanted quantize or tune"));
+        absl::StrCat("--kind is \"", kind, "\", wanted quantize, tune or evaluate"));
   }
   RETURN_IF_ERROR(CheckGiven("data-root", data_root));
   constexpr int kMaxThreads = 1024;
@@ -31,8 +31,8 @@ absl::Status QuantizerConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--device is \"", device, "\", wanted auto, cpu or cuda"));
   }
-  return kind == "tune" ? CheckGiven("artifact-root", artifact_root)
-                        : CheckGiven("model-root", model_root);
+  if (kind != "quantize") RETURN_IF_ERROR(CheckGiven("artifact-root", artifact_root));
+  return kind == "tune" ? absl::OkStatus() : CheckGiven("model-root", model_root);
 }
 
 }  // namespace quern

@@ -18,17 +18,17 @@
 #include "services/quantizer/events.h"
 #include "services/quantizer/run.h"
 
-ABSL_FLAG(std::string, kind, "quantize", "what kind of task it is: quantize or tune");
+ABSL_FLAG(std::string, kind, "quantize", "what kind of task it is: quantize, tune or evaluate");
 ABSL_FLAG(std::string, task, "",
-          "file with the task, a QuantizeTask or TuneTask in proto3 JSON; required");
+          "file with the task, a QuantizeTask, TuneTask or EvaluateTask in proto3 JSON; required");
 ABSL_FLAG(std::string, work_directory, "",
           "where unfinished work and the result are kept; required");
 ABSL_FLAG(std::string, model_root, "",
-          "directory that checkpoints lie below; required to quantize");
+          "directory that checkpoints lie below; required but to tune");
 ABSL_FLAG(std::string, data_root, "",
           "directory that calibration and evaluation texts lie below; required");
 ABSL_FLAG(std::string, artifact_root, "",
-          "directory that artifacts lie below, each by its id; required to tune");
+          "directory that artifacts lie below, each by its id; required but to quantize");
 ABSL_FLAG(int, threads, 0, "threads, 0 to 1024; 0 means one for each core");
 ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
 ABSL_FLAG(std::string, log_format, "text", "form of the log on standard error: text or json");
@@ -65,10 +65,10 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
-  ParseCommandLine(
-      "quern-quantizer",
-      "Quantizes one checkpoint, or tunes one artifact, as a task says. Started by quern-worker.",
-      argc, argv);
+  ParseCommandLine("quern-quantizer",
+                   "Quantizes one checkpoint, or tunes or measures one artifact, as a task says. "
+                   "Started by quern-worker.",
+                   argc, argv);
   SetLogFormat(absl::GetFlag(FLAGS_log_format) == "json" ? LogFormat::kJson : LogFormat::kText);
 
   Cancellation cancellation;

@@ -19,26 +19,11 @@
 #include "services/quantizer/calibration.h"
 #include "services/quantizer/errors.h"
 #include "services/quantizer/evaluation.h"
+#include "services/quantizer/source.h"
 #include "services/quantizer/text_file.h"
 
 namespace quern {
 namespace {
-
-absl::Status CheckpointError(absl::Status status) {
-  switch (status.code()) {
-    case absl::StatusCode::kNotFound:
-    case absl::StatusCode::kPermissionDenied:
-      return WithReason(std::move(status), reason::kCheckpointNotFound);
-    case absl::StatusCode::kDataLoss:
-      return WithReason(std::move(status), reason::kCheckpointDamaged);
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kUnimplemented:
-      return WithReason(std::move(status), reason::kCheckpointUnsupported);
-    default:
-      return status;
-  }
-}
 
 class QuantizeRun {
  public:
@@ -50,7 +35,6 @@ class QuantizeRun {
   absl::Status OpenSource();
   absl::Status MakeThePlan();
   absl::Status ReadEvaluationText();
-  absl::StatusOr<std::shared_ptr<const Tokenizer>> SourceTokenizer() const;
   absl::Status Calibrate();
   absl::StatusOr<TokenSequences> MakeCalibration();
   absl::Status Train();
@@ -84,22 +68,11 @@ absl::Status QuantizeRun::Execute(absl::string_view json) {
 }
 
 absl::Status QuantizeRun::OpenSource() {
-  absl::StatusOr<std::string> path =
-      context_.Resolve(context_.config().model_root, task_.checkpoint_path);
-  if (!path.ok()) return CheckpointError(Prefixed(path.status(), "checkpoint.path"));
-  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = OpenCheckpoint(*path);
-  if (!checkpoint.ok()) return CheckpointError(checkpoint.status());
-  checkpoint_ = *std::move(checkpoint);
-  absl::StatusOr<std::string> digest = checkpoint_->DigestHex();
-  if (!digest.ok()) return CheckpointError(digest.status());
-  checkpoint_digest_ = *std::move(digest);
-  if (!task_.checkpoint_digest.empty() && task_.checkpoint_digest != checkpoint_digest_) {
-    return WithReason(
-        absl::FailedPreconditionError(
-            absl::StrCat("checkpoint ", task_.checkpoint_path, ": digest is ", checkpoint_digest_,
-                         ", the task wants ", task_.checkpoint_digest, "; the files were changed")),
-        reason::kCheckpointChanged);
-  }
+  ASSIGN_OR_RETURN(Source source,
+                   OpenSourceCheckpoint(context_, "checkpoint.path", task_.checkpoint_path,
+                                        task_.checkpoint_digest));
+  checkpoint_ = std::move(source.checkpoint);
+  checkpoint_digest_ = std::move(source.digest);
   return absl::OkStatus();
 }
 
@@ -126,22 +99,10 @@ absl::Status QuantizeRun::MakeThePlan() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<const Tokenizer>> QuantizeRun::SourceTokenizer() const {
-  if (checkpoint_->tokenizer_json().empty()) {
-    return WithReason(absl::FailedPreconditionError(
-                          "the checkpoint has no tokenizer.json, so text cannot become tokens"),
-                      reason::kCheckpointUnsupported);
-  }
-  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer =
-      Tokenizer::FromJson(checkpoint_->tokenizer_json());
-  if (!tokenizer.ok()) return CheckpointError(tokenizer.status());
-  return tokenizer;
-}
-
 // Before hours of training, not after.
 absl::Status QuantizeRun::ReadEvaluationText() {
   if (task_.evaluation.path.empty()) return absl::OkStatus();
-  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = SourceTokenizer();
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = SourceTokenizer(*checkpoint_);
   if (!tokenizer.ok()) {
     return WithReason(Prefixed(tokenizer.status(), "evaluation.path"), reason::kEvaluationInvalid);
   }
@@ -185,7 +146,8 @@ absl::StatusOr<TokenSequences> QuantizeRun::MakeCalibration() {
     ASSIGN_OR_RETURN(const std::string path,
                      context_.Resolve(context_.config().data_root, task_.calibration_path));
     ASSIGN_OR_RETURN(const std::vector<std::string> documents, ReadDocuments(path));
-    ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer, SourceTokenizer());
+    ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer,
+                     SourceTokenizer(*checkpoint_));
     return CutDocuments(*tokenizer, documents, shape, task_.seed, context_.cancellation());
   };
   absl::StatusOr<TokenSequences> sequences = cut();
@@ -245,10 +207,10 @@ absl::Status QuantizeRun::EvaluateAndReport() {
   const int64_t artifact_bytes = SizeOf(artifact.manifest);
   input.models.emplace_back("result",
                             std::make_shared<const PackedModel>(std::move(artifact.model)));
-  ASSIGN_OR_RETURN(const std::vector<EvaluationRow> rows,
+  ASSIGN_OR_RETURN(const EvaluationResults results,
                    EvaluateModels(std::move(input), context_.cancellation()));
   return context_.Finish(key_, artifact.id,
-                         ReportToJson(rows, checkpoint_->weight_bytes(), artifact_bytes));
+                         ReportToJson(results, checkpoint_->weight_bytes(), artifact_bytes));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "core/base/error_reason.h"
 #include "core/base/status_macros.h"
 #include "services/quantizer/errors.h"
+#include "services/quantizer/evaluate_run.h"
 #include "services/quantizer/quantize_run.h"
 #include "services/quantizer/run_context.h"
 #include "services/quantizer/tune_run.h"
@@ -16,6 +17,7 @@ namespace {
 absl::Status RunTask(RunContext& context) {
   ASSIGN_OR_RETURN(const std::string json, context.Open());
   if (context.config().kind == "tune") return RunTuneTask(context, json);
+  if (context.config().kind == "evaluate") return RunEvaluateTask(context, json);
   return RunQuantizeTask(context, json);
 }
 

@@ -70,6 +70,9 @@ class RunContext {
   // Stores and reports the result; the trainer's own files go.
   absl::Status Finish(absl::string_view key, const std::string& artifact_id, const Json& report);
 
+  // The end of a run that makes no artifact.
+  void ReportEvaluation(const Json& report) { events_.Result("", "", report); }
+
   const QuantizerConfig& config() const { return config_; }
   int num_threads() const { return num_threads_; }
   const DeviceInfo& device() const { return device_; }

@@ -17,6 +17,7 @@
 #include "core/engine/model_source.h"
 #include "core/plan/tune_task.h"
 #include "core/quant/tune.h"
+#include "services/quantizer/artifacts.h"
 #include "services/quantizer/calibration.h"
 #include "services/quantizer/errors.h"
 #include "services/quantizer/evaluation.h"
@@ -68,20 +69,16 @@ absl::Status TuneRun::Execute(absl::string_view json) {
 }
 
 absl::Status TuneRun::OpenBase() {
-  const auto open = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(
-        base_,
-        LoadArtifact(absl::StrCat(context_.config().artifact_root, "/", task_.base), task_.base));
-    if (base_.model.tokenizer_json.empty()) {
-      return absl::FailedPreconditionError("it has no tokenizer, so text cannot become tokens");
-    }
-    ASSIGN_OR_RETURN(tokenizer_, Tokenizer::FromJson(base_.model.tokenizer_json));
-    return absl::OkStatus();
-  };
-  const absl::Status status = open();
-  if (status.ok()) return status;
-  return WithReason(Prefixed(status, absl::StrCat("base artifacts/", task_.base)),
-                    reason::kBaseInvalid);
+  ASSIGN_OR_RETURN(ArtifactAndBase opened, OpenArtifact(context_, "base", task_.base));
+  if (opened.base.has_value()) {
+    return WithReason(
+        absl::FailedPreconditionError(
+            absl::StrCat("base artifacts/", task_.base, " is a scale delta, wanted a whole model")),
+        reason::kBaseInvalid);
+  }
+  base_ = std::move(opened.artifact);
+  tokenizer_ = std::move(opened.tokenizer);
+  return absl::OkStatus();
 }
 
 absl::Status TuneRun::MakeThePlan() {
@@ -193,10 +190,10 @@ absl::Status TuneRun::EvaluateAndReport() {
                         }};
   input.models.emplace_back("result",
                             std::make_shared<const PackedModel>(std::move(artifact.model)));
-  ASSIGN_OR_RETURN(const std::vector<EvaluationRow> rows,
+  ASSIGN_OR_RETURN(const EvaluationResults results,
                    EvaluateModels(std::move(input), context_.cancellation()));
   return context_.Finish(key_, artifact.id,
-                         ReportToJson(rows, SizeOf(base_.manifest), artifact_bytes));
+                         ReportToJson(results, SizeOf(base_.manifest), artifact_bytes));
 }
 
 }  // namespace

@@ -73,6 +73,8 @@ JobSession::End JobSession::Run(QuantizerRunner& runner) {
   if (lease_.job().has_tune()) {
     *job.task.mutable_tune() = lease_.job().tune();
     job.task.mutable_tune()->clear_resolved();
+  } else if (lease_.job().has_evaluate()) {
+    *job.task.mutable_evaluate() = lease_.job().evaluate();
   } else {
     *job.task.mutable_quantize() = lease_.job().quantize();
     job.task.mutable_quantize()->clear_resolved();
@@ -205,8 +207,12 @@ JobSession::End JobSession::Publish(const QuantizerResult& result) {
   absl::Duration backoff = options_.min_backoff;
   int stagings = 0;
   while (true) {
-    absl::StatusOr<std::string> artifact =
-        UploadArtifact(stub_, lease_.token(), result.directory, [this] { return RenewIfDue(); });
+    // An evaluation has none.
+    absl::StatusOr<std::string> artifact = std::string();
+    if (!result.directory.empty()) {
+      artifact =
+          UploadArtifact(stub_, lease_.token(), result.directory, [this] { return RenewIfDue(); });
+    }
     absl::Status status = artifact.status();
     if (status.ok()) {
       CompleteJobRequest request;

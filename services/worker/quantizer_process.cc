@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/artifact/artifact.h"
 #include "core/base/error_reason.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -135,18 +136,32 @@ class ProcessRun final : public QuantizerRun {
   // Of artifacts that the task starts from, each by its id.
   std::string base_directory() const { return job_.work_directory + "/base"; }
 
-  // Pulls the artifact that the task starts from, if it names one. A quern-jobs that cannot be
-  // reached is waited for: without it the lease runs out, and then this is stopped.
+  // What the task starts from; empty for a checkpoint.
+  absl::string_view base_name() const {
+    return job_.task.has_tune() ? job_.task.tune().base() : job_.task.evaluate().artifact();
+  }
+
+  // Pulls the artifact that the task starts from, if it names one, and the base of that.
   absl::Status FetchBase() ABSL_LOCKS_EXCLUDED(mutex_) {
-    if (!job_.task.has_tune()) return absl::OkStatus();
-    ASSIGN_OR_RETURN(const Digest digest,
-                     Digest::Parse(absl::StripPrefix(job_.task.tune().base(), "artifacts/")));
+    if (base_name().empty()) return absl::OkStatus();
     ASSIGN_OR_RETURN(const std::unique_ptr<ArtifactCache> cache,
                      ArtifactCache::Open(base_directory(), options_.jobs));
+    ASSIGN_OR_RETURN(const std::string directory,
+                     Fetch(*cache, absl::StripPrefix(base_name(), "artifacts/")));
+    ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(directory));
+    return manifest.base.empty() ? absl::OkStatus() : Fetch(*cache, manifest.base).status();
+  }
+
+  // A quern-jobs that cannot be reached is waited for: without it the lease runs out, and then this
+  // is stopped.
+  absl::StatusOr<std::string> Fetch(ArtifactCache& cache, absl::string_view id)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
+    ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(id));
     while (true) {
-      const absl::Status status = cache->Fetch(digest, stop_.get_token()).status();
-      if (!absl::IsUnavailable(status)) return status;
-      LOG(WARNING) << "base not fetched yet job=" << job_.id << ": " << status.message();
+      absl::StatusOr<std::string> directory = cache.Fetch(digest, stop_.get_token());
+      if (!absl::IsUnavailable(directory.status())) return directory;
+      LOG(WARNING) << "artifact not fetched yet job=" << job_.id << ": "
+                   << directory.status().message();
       MutexLock lock(&mutex_);
       const absl::Time until = absl::Now() + kFetchPause;
       while (!stopping_ && absl::Now() < until) {
@@ -156,14 +171,17 @@ class ProcessRun final : public QuantizerRun {
     }
   }
 
+  const google::protobuf::Message& task_message() const {
+    if (job_.task.has_tune()) return job_.task.tune();
+    if (job_.task.has_evaluate()) return job_.task.evaluate();
+    return job_.task.quantize();
+  }
+
   std::string task_path() const { return job_.work_directory + "/task.json"; }
 
   absl::Status WriteTask() const {
     std::string json;
-    const google::protobuf::Message& task =
-        job_.task.has_tune() ? static_cast<const google::protobuf::Message&>(job_.task.tune())
-                             : job_.task.quantize();
-    const auto status = google::protobuf::util::MessageToJsonString(task, &json);
+    const auto status = google::protobuf::util::MessageToJsonString(task_message(), &json);
     if (!status.ok()) return absl::InternalError(std::string(status.message()));
     return WriteFileDurably(task_path(), json);
   }
@@ -174,9 +192,9 @@ class ProcessRun final : public QuantizerRun {
                     job_.work_directory, "--model-root", options_.model_root, "--data-root",
                     options_.data_root,  "--device",     options_.device,     "--log-format",
                     options_.log_format};
-    if (job_.task.has_tune()) {
-      options.argv.insert(options.argv.end(),
-                          {"--kind", "tune", "--artifact-root", base_directory() + "/artifacts"});
+    if (!base_name().empty()) {
+      options.argv.insert(options.argv.end(), {"--kind", job_.task.has_tune() ? "tune" : "evaluate",
+                                               "--artifact-root", base_directory() + "/artifacts"});
     }
     if (options_.threads > 0) {
       options.argv.insert(options.argv.end(), {"--threads", absl::StrCat(options_.threads)});

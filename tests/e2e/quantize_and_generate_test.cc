@@ -148,6 +148,21 @@ TEST_F(QuantizeAndGenerateTest, ATunedArtifactIsServedOnItsBase) {
   request.set_max_output_tokens(3);
   ASSERT_OK(Stream(*inference_, request));
 
+  // Measured as a job: the delta beside its base, no artifact out.
+  std::ofstream(deployment_.data_root() + "/text.txt") << std::string(600, 'a') << " b c d";
+  quantization::v1::CreateQuantizationJobRequest evaluate;
+  evaluate.mutable_quantization_job()->mutable_evaluate()->set_artifact(job.artifact());
+  auto& text = *evaluate.mutable_quantization_job()->mutable_evaluate()->add_texts();
+  text.set_path("text.txt");
+  text.set_chunk_tokens(32);
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob asked, Submit(*jobs_, evaluate));
+  ASSERT_OK_AND_ASSIGN(const QuantizationJob measured, Watch(*jobs_, asked.name()));
+  ASSERT_EQ(measured.state(), QuantizationJob::SUCCEEDED) << measured.error().message();
+  EXPECT_EQ(measured.artifact(), "");
+  ASSERT_EQ(measured.evaluation().rows_size(), 2);
+  EXPECT_EQ(measured.evaluation().rows(0).model(), "base");
+  EXPECT_EQ(measured.evaluation().rows(1).model(), "artifact");
+
   // A delta is no base.
   task.set_base(job.artifact());
   EXPECT_THAT(Submit(*jobs_, tune), StatusIs(absl::StatusCode::kInvalidArgument,

@@ -73,6 +73,29 @@ TEST_F(EvaluateTest, FiguresAreThoseOfTheirDefinitions) {
   EXPECT_NEAR(rows[1].top1_agreement, agreed / 25, 1e-12);
 }
 
+TEST_F(EvaluateTest, ContextsAreNotScored) {
+  const auto tokens = Prompt(20, 1);
+  const std::vector<EvaluationText> texts = {
+      {.name = "mine", .sequences = {tokens}, .num_context_tokens = {12}}};
+  ASSERT_OK_AND_ASSIGN(const auto rows, Evaluate(*engine_, source_, {{"rtn", two_}}, texts));
+  const auto p = Probabilities(source_, tokens);
+  const auto q = Probabilities(two_, tokens);
+  double nll = 0, kl = 0;
+  for (size_t i = 11; i < 19; ++i) {
+    nll -= std::log(q[i][tokens[i + 1]]) / 8;
+    for (size_t v = 0; v < p[i].size(); ++v) kl += p[i][v] * std::log(p[i][v] / q[i][v]) / 8;
+  }
+  EXPECT_EQ(rows[1].token_count, 8);
+  EXPECT_NEAR(rows[1].perplexity, std::exp(nll), 1e-9 * std::exp(nll));
+  EXPECT_NEAR(rows[1].kl_divergence, kl, 1e-9);
+  for (const std::vector<int>& context :
+       {std::vector<int>{0}, std::vector<int>{20}, std::vector<int>{1, 1}}) {
+    EXPECT_THAT(Evaluate(*engine_, source_, {},
+                         {{.name = "mine", .sequences = {tokens}, .num_context_tokens = context}}),
+                StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("context")));
+  }
+}
+
 TEST_F(EvaluateTest, MoreBitsAreNearerToTheSource) {
   const std::vector<EvaluationText> texts = {{"a", {Prompt(100, 1)}}, {"b", {Prompt(100, 2)}}};
   std::vector<int64_t> progress;

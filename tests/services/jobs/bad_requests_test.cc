@@ -79,6 +79,35 @@ TEST_F(BadRequestsTest, CreateTune) {
           [](auto& task) { task.mutable_settings()->set_held_out_count(-1); });
 }
 
+TEST_F(BadRequestsTest, CreateEvaluate) {
+  WriteAll(directory_ / "data/items.jsonl", R"({"context":"a","continuation":"b"})");
+  const auto refused = [this](const std::string& part, const auto& change) {
+    ExpectCreateRefused(part, [&](auto& request, auto&) {
+      auto& task = *request.mutable_quantization_job()->mutable_evaluate();
+      task.set_artifact("artifacts/" + std::string(64, 'a'));
+      task.add_texts()->set_path("text.txt");
+      change(task);
+    });
+  };
+  refused("quantization_job.evaluate.artifact: is required",
+          [](auto& task) { task.clear_artifact(); });
+  refused("wanted artifacts/ and 64 hex digits", [](auto& task) { task.set_artifact("x"); });
+  refused("quantization_job.evaluate.artifact: ", [](auto&) {});  // there is none
+  refused("wanted one to measure on", [](auto& task) { task.clear_texts(); });
+  refused("texts[1].path", [](auto& task) { task.add_texts()->set_path("../text.txt"); });
+  refused("texts[1]", [](auto& task) { task.add_texts()->set_path("text.exe"); });
+  refused("chunk_tokens is 1", [](auto& task) { task.mutable_texts(0)->set_chunk_tokens(1); });
+  refused("zero_shot[0].path", [](auto& task) { task.add_zero_shot()->set_path("text.txt"); });
+  refused("zero_shot[0].max_item_count", [](auto& task) {
+    task.add_zero_shot()->set_path("items.jsonl");
+    task.mutable_zero_shot(0)->set_max_item_count(-1);
+  });
+  refused("at most 16", [](auto& task) {
+    for (int i = 0; i < 16; ++i) task.add_texts()->set_path("text.txt");
+  });
+  refused("reference.path", [](auto& task) { task.mutable_reference()->set_path("/etc"); });
+}
+
 TEST_F(BadRequestsTest, CreateLabels) {
   const auto with_label = [this](const std::string& key, const std::string& value) {
     ExpectCreateRefused("quantization_job.labels", [&](auto& request, auto&) {

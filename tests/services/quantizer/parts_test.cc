@@ -188,16 +188,27 @@ TEST(ProgressTest, TokensAreReportedNowAndThen) {
 }
 
 TEST(ReportToJsonTest, IsProto3Json) {
-  const Json json = ReportToJson({{.model = "rtn",
-                                   .dataset = "sampled",
-                                   .perplexity = INFINITY,
-                                   .kl_divergence = 0.5,
-                                   .top1_agreement = 0.25,
-                                   .token_count = int64_t{1} << 40}},
-                                 12, 3);
+  EvaluationResults results;
+  results.rows = {{.model = "rtn",
+                   .dataset = "sampled",
+                   .perplexity = INFINITY,
+                   .kl_divergence = 0.5,
+                   .top1_agreement = 0.25,
+                   .token_count = int64_t{1} << 40}};
+  results.zero_shot_rows = {{.model = "artifact",
+                             .task = "piqa",
+                             .num_items = 1,
+                             .accuracy = 1,
+                             .accuracy_error = NAN,
+                             .difference = 0.5,
+                             .difference_error = 0.25}};
+  const Json json = ReportToJson(results, 12, 3);
   EXPECT_EQ(json, Json::parse(R"({"rows":[{"model":"rtn","dataset":"sampled",)"
                               R"("perplexity":"Infinity","klDivergence":0.5,"top1Agreement":0.25,)"
-                              R"("tokenCount":"1099511627776"}],"sourceSizeBytes":"12",)"
+                              R"("tokenCount":"1099511627776"}],"zeroShotRows":[)"
+                              R"({"model":"artifact","task":"piqa","itemCount":"1","accuracy":1.0,)"
+                              R"("accuracyError":"NaN","difference":0.5,"differenceError":0.25}],)"
+                              R"("sourceSizeBytes":"12",)"
                               R"("artifactSizeBytes":"3"})"));
 }
 

@@ -97,6 +97,67 @@ TEST_F(TuneProcessTest, PlainPairsAreExamplesToo) {
   EXPECT_TRUE(finished.last()["evaluation"]["rows"].empty()) << "nothing was held back";
 }
 
+TEST_F(TuneProcessTest, AnEvaluationMeasuresArtifactsAndDeltas) {
+  const Finished tuned = Run(TuneJson("chat.jsonl", kFew), "work");
+  ASSERT_EQ(tuned.exit.exit_code, 0) << tuned.last();
+  const std::string delta = tuned.last()["artifact"];
+  std::filesystem::rename(Path("work/artifact"), Path("artifacts/" + delta));
+  WriteAll(Path("data/text.txt"), std::string(3000, 'a') + " b c d\n");
+  WriteAll(Path("data/tasks.jsonl"), R"({"query":"say","choices":["the the","1 2 3"],"gold":0})"
+                                     "\n"
+                                     R"({"query":"say 1","choices":["x","the the"],"gold":1})"
+                                     "\n");
+  extra_flags_[1] = "evaluate";
+  const auto evaluate = [&](const std::string& artifact, const std::string& fields) {
+    return R"({"artifact":"artifacts/)" + artifact + "\"," + fields + "}";
+  };
+  const std::string data = R"("texts":[{"path":"text.txt","chunkTokens":32,"maxChunkCount":2}],)"
+                           R"("zeroShot":[{"path":"tasks.jsonl"}])";
+  // By itself, a delta on its base, and either against a checkpoint.
+  struct Case {
+    std::string artifact;
+    std::string reference;
+    std::vector<std::string> models;
+  };
+  const std::string reference = R"(,"reference":{"path":"tiny"})";
+  for (const Case& c : {Case{base_, "", {"artifact"}}, Case{delta, "", {"base", "artifact"}},
+                        Case{base_, reference, {"source", "artifact"}},
+                        Case{delta, reference, {"source", "artifact"}}}) {
+    SCOPED_TRACE(c.artifact + c.reference);
+    const Finished finished = Run(evaluate(c.artifact, data + c.reference), "evaluation");
+    ASSERT_EQ(finished.exit.exit_code, 0) << finished.last();
+    EXPECT_EQ(finished.last()["artifact"], "");
+    const Json& rows = finished.last()["evaluation"]["rows"];
+    const Json& zero_shot = finished.last()["evaluation"]["zeroShotRows"];
+    ASSERT_EQ(rows.size(), c.models.size());
+    ASSERT_EQ(zero_shot.size(), c.models.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      EXPECT_EQ(rows[i]["model"], c.models[i]);
+      EXPECT_EQ(rows[i]["dataset"], "text.txt");
+      EXPECT_EQ(zero_shot[i]["model"], c.models[i]);
+      EXPECT_EQ(zero_shot[i]["task"], "tasks");
+      EXPECT_EQ(zero_shot[i]["itemCount"], "2");
+    }
+    if (rows.size() == 2) {
+      EXPECT_GT(rows[1]["klDivergence"].get<double>(), 0);
+    }
+  }
+
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  ExpectError(evaluate(base_, R"("texts":[])"), invalid, "INVALID_TASK",
+              "wanted one to measure on");
+  ExpectError(evaluate(base_, R"("texts":[{"path":"none.txt"}])"), absl::StatusCode::kNotFound,
+              "EVALUATION_INVALID", "none.txt");
+  ExpectError(evaluate(base_, R"("zeroShot":[{"path":"chat.jsonl"}])"), invalid,
+              "EVALUATION_INVALID", "zero_shot, chat.jsonl");
+  ExpectError(evaluate(std::string(64, 'a'), data), absl::StatusCode::kNotFound, "BASE_INVALID",
+              "artifact artifacts/aaa");
+  ExpectError(evaluate(base_, data + R"(,"reference":{"path":"none"})"),
+              absl::StatusCode::kNotFound, "CHECKPOINT_NOT_FOUND", "reference.path");
+  std::filesystem::remove_all(Path("artifacts/" + base_));
+  ExpectError(evaluate(delta, data), absl::StatusCode::kNotFound, "BASE_INVALID", base_);
+}
+
 TEST_F(TuneProcessTest, RefusesWhatItCannotLearnFrom) {
   const auto expect = [&](const std::string& line, const std::string& message) {
     WriteAll(Path("data/bad.jsonl"), line + "\n");

@@ -20,6 +20,9 @@ enum class Stage { kLoading, kCalibrating, kBlockAp, kE2eQp, kPacking, kEvaluati
 // "LOADING", ... as in the proto's Progress.Stage.
 absl::string_view StageName(Stage stage);
 
+// The share of a large product's rate that training reaches over all that it does.
+inline constexpr double kTrainingShare = 0.75;
+
 // What the run may count on.
 struct Machine {
   int num_threads = 2;

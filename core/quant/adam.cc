@@ -44,6 +44,7 @@ void AdamGroup::Restore(const Snapshot& snapshot) {
 
 void AdamGroup::Step(double rate) {
   if (parameters_.empty()) return;
+  RECORD_USER_SCOPE("quern::adam");
   const at::NoGradGuard no_grad;
   ++num_steps_;
   std::vector<at::Tensor> parameters;

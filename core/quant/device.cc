@@ -3,13 +3,16 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <absl/strings/str_cat.h>
+#include <absl/time/clock.h>
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <string>
 
 #include "core/base/status_macros.h"
+#include "core/quant/exceptions.h"
 #include "core/quant/quantize.h"
 
 // MKL's own names, which libtorch_cpu.so exports without a header. Weak: another build of LibTorch
@@ -98,6 +101,25 @@ absl::StatusOr<at::Device> PrepareDevice(const std::string& device, int num_thre
   // Else every new tensor is written once to no end: all of ours are.
   at::globalContext().setDeterministicFillUninitializedMemory(false);
   return at::Device(info.name == "cuda" ? at::kCUDA : at::kCPU);
+}
+
+absl::StatusOr<double> MeasureGflops(const std::string& device, int num_threads) {
+  ASSIGN_OR_RETURN(const at::Device where, PrepareDevice(device, num_threads));
+  return WithoutExceptions([&]() -> absl::StatusOr<double> {
+    constexpr int kRuns = 5;
+    const int64_t size = where.is_cuda() ? 4096 : 1024;
+    const at::Tensor a = at::ones({size, size}, at::device(where).dtype(at::kFloat));
+    at::Tensor product = at::mm(a, a);
+    double best = 0;
+    for (int i = 0; i < kRuns; ++i) {
+      const absl::Time start = absl::Now();
+      at::mm_out(product, a, a);
+      product.narrow(0, 0, 1).narrow(1, 0, 1).item<float>();  // waits for a GPU
+      const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+      best = std::max(best, 2e-9 * static_cast<double>(size * size * size) / seconds);
+    }
+    return best;
+  });
 }
 
 }  // namespace quern

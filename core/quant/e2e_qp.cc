@@ -38,6 +38,7 @@ class HeadLoss : public Function<HeadLoss> {
 
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
                             const at::Tensor& head, const Reference& reference) {
+    RECORD_USER_SCOPE("quern::head_loss");
     constexpr int64_t kSliceRows = 128;
     const int64_t num_rows = hidden.size(0);
     at::Tensor grad = at::empty_like(hidden);
@@ -207,6 +208,7 @@ bool ScaleTrainer::GoOn(E2eState& state) {
 }
 
 absl::Status ScaleTrainer::Save() {
+  RECORD_USER_SCOPE("quern::save");
   E2eState state{
       .num_steps_done = num_steps_done_, .rate_factor = rate_factor_, .first_loss = first_loss_};
   for (AdamGroup& group : groups_) {

@@ -55,6 +55,7 @@ class FakeQuantizeFunction : public Function<FakeQuantizeFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             const at::Tensor& scale, const at::Tensor& zero_point,
                             const GroupShape& shape) {
+    RECORD_USER_SCOPE("quern::fake_quantize");
     context->save_for_backward({weight, scale, zero_point});
     context->saved_data["group_size"] = shape.group_size;
     context->saved_data["bits"] = int64_t{shape.bits};
@@ -76,6 +77,7 @@ class FakeQuantizeFunction : public Function<FakeQuantizeFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
+    RECORD_USER_SCOPE("quern::fake_quantize backward");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& weight = saved[0];
     const GroupShape shape{weight.size(0), weight.size(1),
@@ -137,6 +139,7 @@ class StraightThrough : public Function<StraightThrough> {
 };
 
 at::Tensor DequantizeCodes(const at::Tensor& scale, const CodedMatrix& matrix) {
+  RECORD_USER_SCOPE("quern::dequantize");
   const GroupShape& shape = matrix.shape;
   if (!OnCpu(scale)) {
     return (matrix.codes - ToColumns(matrix.zero_point, shape)) * ToColumns(scale, shape);
@@ -179,6 +182,7 @@ class CodedLinearFunction : public Function<CodedLinearFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
+    RECORD_USER_SCOPE("quern::coded_linear backward");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& codes = saved[2];
     const CodedMatrix matrix{

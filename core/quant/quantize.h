@@ -54,6 +54,10 @@ struct DeviceInfo {
 // there. Must be called before any other use of LibTorch.
 absl::StatusOr<DeviceInfo> FindDevice(const std::string& device);
 
+// Billions of floating-point operations per second that a product of large matrices of 32-bit
+// floats reaches there now; takes a fraction of a second. Errors as FindDevice.
+absl::StatusOr<double> MeasureGflops(const std::string& device, int num_threads);
+
 }  // namespace quern
 
 #endif  // QUERN_CORE_QUANT_QUANTIZE_H_

@@ -65,7 +65,8 @@ absl::Status JobsServer::Open(Clock& clock) {
 
   executor_ = std::make_unique<Executor>(kExecutorThreads);
   quantization_ = std::make_unique<QuantizationServiceImpl>(*board_, *planner_, *executor_);
-  worker_ = std::make_unique<WorkerServiceImpl>(*board_, *catalog_, metrics_, *executor_);
+  worker_ =
+      std::make_unique<WorkerServiceImpl>(*board_, *catalog_, *planner_, metrics_, *executor_);
   artifact_ = std::make_unique<ArtifactServiceImpl>(*board_, *catalog_, *executor_);
 
   ExportBuildInfo(registry_, "quern-jobs");

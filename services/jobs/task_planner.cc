@@ -174,6 +174,14 @@ absl::Status TaskPlanner::CheckFile(absl::string_view field, const std::string& 
   return absl::OkStatus();
 }
 
+// The memory of the machine that will run the job is not known here; the quantizer checks it.
+Machine TaskPlanner::FleetMachine() const {
+  Machine machine;
+  const double gflops = gflops_;
+  if (gflops > 0) machine.gflops = kTrainingShare * gflops;
+  return machine;
+}
+
 absl::StatusOr<QuantizationJob> TaskPlanner::Plan(QuantizationJob job) const {
   if (job.has_tune()) return PlanTune(std::move(job));
   if (job.has_evaluate()) return PlanEvaluate(std::move(job));
@@ -192,8 +200,7 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanQuantize(QuantizationJob job) c
       CheckFile(absl::StrCat(kQuantizeField, ".calibration.path"), task.calibration_path));
   RETURN_IF_ERROR(
       CheckFile(absl::StrCat(kQuantizeField, ".evaluation.path"), task.evaluation.path));
-  // The memory of the machine that will run the job is not known here; the quantizer checks it.
-  absl::StatusOr<PlanResult> plan = MakePlan(task, *config, Machine{});
+  absl::StatusOr<PlanResult> plan = MakePlan(task, *config, FleetMachine());
   if (!plan.ok()) return ForField(kQuantizeField, plan.status());
   const Json all = TaskToJson(plan->resolved);
   RETURN_IF_ERROR(FillResolved({{"block_ap", all.at("block_ap")}, {"e2e_qp", all.at("e2e_qp")}},
@@ -217,7 +224,7 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const
   RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".data.path"), task.data_path));
   RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".evaluation.path"), task.evaluation.path));
   absl::StatusOr<TunePlan> plan =
-      quern::PlanTune(task, manifest->config, manifest->format, Machine{});
+      quern::PlanTune(task, manifest->config, manifest->format, FleetMachine());
   if (!plan.ok()) return ForField(kTuneField, plan.status());
   RETURN_IF_ERROR(
       FillResolved(TuneTaskToJson(plan->resolved).at("settings"), *message.mutable_resolved()));
@@ -244,7 +251,7 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanEvaluate(QuantizationJob job) c
     RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".zero_shot"), data.path));
   }
   absl::StatusOr<EvaluatePlan> plan =
-      quern::PlanEvaluate(task, manifest->config, manifest->format, Machine{});
+      quern::PlanEvaluate(task, manifest->config, manifest->format, FleetMachine());
   if (!plan.ok()) return ForField(kEvaluateField, plan.status());
   FillPlan(plan->stages, 0, *job.mutable_plan());
   return job;

@@ -4,12 +4,14 @@
 #include <absl/status/statusor.h>
 #include <quern/quantization/v1/quantization_service.pb.h>
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <utility>
 
 #include "core/artifact/artifact.h"
 #include "core/base/sha256.h"
+#include "core/plan/plan.h"
 
 namespace quern {
 
@@ -23,6 +25,11 @@ class TaskPlanner {
       : model_root_(std::move(model_root)),
         data_root_(std::move(data_root)),
         manifest_of_(std::move(manifest_of)) {}
+
+  // What a worker says of its machine; plans count on the last one's speed.
+  void NoteWorker(double gflops) const {
+    if (gflops > 0) gflops_ = gflops;
+  }
 
   // What the user asked for: task and labels, without anything that is output only. Checks what
   // does not need the files. INVALID_ARGUMENT naming the field.
@@ -45,6 +52,10 @@ class TaskPlanner {
       quantization::v1::QuantizationJob job) const;
   absl::Status CheckFile(absl::string_view field, const std::string& path) const;
 
+  Machine FleetMachine() const;
+
+  // Of a large product; 0 before a worker has run a job.
+  mutable std::atomic<double> gflops_ = 0;
   const std::string model_root_;
   const std::string data_root_;
   const std::function<absl::StatusOr<Manifest>(const Digest& artifact)> manifest_of_;

@@ -9,6 +9,7 @@
 #include "services/jobs/artifact_catalog.h"
 #include "services/jobs/job_board.h"
 #include "services/jobs/metrics.h"
+#include "services/jobs/task_planner.h"
 
 namespace quern {
 
@@ -16,9 +17,13 @@ namespace quern {
 class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackService {
  public:
   // All must outlive the service.
-  WorkerServiceImpl(JobBoard& board, ArtifactCatalog& catalog, JobsMetrics& metrics,
-                    Executor& executor)
-      : board_(board), catalog_(catalog), metrics_(metrics), executor_(executor) {}
+  WorkerServiceImpl(JobBoard& board, ArtifactCatalog& catalog, const TaskPlanner& planner,
+                    JobsMetrics& metrics, Executor& executor)
+      : board_(board),
+        catalog_(catalog),
+        planner_(planner),
+        metrics_(metrics),
+        executor_(executor) {}
 
   grpc::ServerUnaryReactor* LeaseJob(grpc::CallbackServerContext* context,
                                      const worker::v1::LeaseJobRequest* request,
@@ -46,6 +51,7 @@ class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackServic
 
   JobBoard& board_;
   ArtifactCatalog& catalog_;
+  const TaskPlanner& planner_;
   JobsMetrics& metrics_;
   Executor& executor_;
 };

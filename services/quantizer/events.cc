@@ -29,11 +29,12 @@ std::string Text(absl::string_view text) {
 EventWriter::EventWriter(FileDescriptor fd, std::function<void()> on_broken)
     : fd_(std::move(fd)), on_broken_(std::move(on_broken)) {}
 
-void EventWriter::Device(const DeviceInfo& device) {
+void EventWriter::Device(const DeviceInfo& device, double gflops) {
   Write({{"event", "device"},
          {"device", device.name},
          {"name", Text(device.detail)},
-         {"memory_bytes", device.memory_bytes}});
+         {"memory_bytes", device.memory_bytes},
+         {"gflops", gflops}});
 }
 
 void EventWriter::Progress(Stage stage, int64_t completed, int64_t total,

@@ -31,6 +31,9 @@ ABSL_FLAG(std::string, artifact_root, "",
           "directory that artifacts lie below, each by its id; required but to quantize");
 ABSL_FLAG(int, threads, 0, "threads, 0 to 1024; 0 means one for each core");
 ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
+ABSL_FLAG(bool, profile, false,
+          "at the end, print on standard error where the time went and how near products came to "
+          "the machine's rate");
 ABSL_FLAG(std::string, log_format, "text", "form of the log on standard error: text or json");
 
 namespace quern {
@@ -46,6 +49,7 @@ QuantizerConfig ConfigFromFlags() {
   config.artifact_root = absl::GetFlag(FLAGS_artifact_root);
   config.num_threads = absl::GetFlag(FLAGS_threads);
   config.device = absl::GetFlag(FLAGS_device);
+  config.profile = absl::GetFlag(FLAGS_profile);
   return config;
 }
 

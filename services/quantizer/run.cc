@@ -1,10 +1,14 @@
 #include "services/quantizer/run.h"
 
+#include <absl/time/clock.h>
+
+#include <iostream>
 #include <string>
 #include <utility>
 
 #include "core/base/error_reason.h"
 #include "core/base/status_macros.h"
+#include "core/quant/profile.h"
 #include "services/quantizer/errors.h"
 #include "services/quantizer/evaluate_run.h"
 #include "services/quantizer/quantize_run.h"
@@ -29,7 +33,13 @@ absl::Status RunQuantizer(const QuantizerConfig& config, EventWriter& events,
     return WithReason(std::move(status), reason::kInvalidFlags);
   }
   RunContext context(config, events, cancellation, clock);
+  if (config.profile) StartProfile();
+  const absl::Time start = absl::Now();
   absl::Status status = RunTask(context);
+  if (config.profile) {
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    std::cerr << FormatProfile(StopProfile(), seconds, context.gflops());
+  }
   // What was interrupted fails in its own words.
   if (!status.ok() && cancellation.requested()) return cancellation.Check();
   return status;

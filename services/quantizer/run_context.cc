@@ -49,7 +49,8 @@ absl::StatusOr<std::string> RunContext::Open() {
   absl::StatusOr<DeviceInfo> device = FindDevice(config_.device);
   if (!device.ok()) return WithReason(device.status(), reason::kDeviceNotAvailable);
   device_ = *std::move(device);
-  events_.Device(device_);
+  ASSIGN_OR_RETURN(gflops_, MeasureGflops(config_.device, num_threads_));
+  events_.Device(device_, gflops_);
   progress_.Report(Stage::kLoading, 0, 1);
   RETURN_IF_ERROR(LockWorkDirectory());
   return ReadFile(config_.task_path, kMaxTaskBytes);
@@ -77,12 +78,9 @@ absl::StatusOr<std::string> RunContext::Resolve(absl::string_view root,
 }
 
 Machine RunContext::ThisMachine(int source_bytes_per_weight) const {
-  // Measured on two cores of a 2021 server; a GPU of the same year.
-  constexpr double kGflopsOfThread = 40;
-  constexpr double kGflopsOfGpu = 20'000;
   return {.num_threads = num_threads_,
           .memory_bytes = AvailableMemoryBytes(),
-          .gflops = device_.name == "cuda" ? kGflopsOfGpu : kGflopsOfThread * num_threads_,
+          .gflops = kTrainingShare * gflops_,
           .source_bytes_per_weight = source_bytes_per_weight};
 }
 

@@ -76,6 +76,8 @@ class RunContext {
   const QuantizerConfig& config() const { return config_; }
   int num_threads() const { return num_threads_; }
   const DeviceInfo& device() const { return device_; }
+  // Of a product of large matrices, measured by Open.
+  double gflops() const { return gflops_; }
   Cancellation& cancellation() { return cancellation_; }
   ProgressReporter& progress() { return progress_; }
 
@@ -89,6 +91,7 @@ class RunContext {
   ProgressReporter progress_;
   FileDescriptor lock_;
   DeviceInfo device_;
+  double gflops_ = 0;
 };
 
 }  // namespace quern

@@ -19,6 +19,7 @@ using worker::v1::WorkerCapabilities;
 
 constexpr size_t kMaxLogBytes = 4096;
 constexpr size_t kMaxErrorBytes = 8192;
+constexpr double kMaxGflops = 1e9;
 constexpr double kMaxRemainingSeconds = 1e8;
 
 absl::StatusOr<QuantizerEvent> ParseDevice(const JsonObject& object) {
@@ -36,6 +37,8 @@ absl::StatusOr<QuantizerEvent> ParseDevice(const JsonObject& object) {
   device.set_device_name(CleanText(name, 256));
   ASSIGN_OR_RETURN(const int64_t memory_bytes, object.IntOr("memory_bytes", 0, INT64_MAX, 0));
   device.set_memory_bytes(memory_bytes);
+  ASSIGN_OR_RETURN(const double gflops, object.NumberOr("gflops", 0, kMaxGflops, 0));
+  device.set_gflops(gflops);
   return device;
 }
 

@@ -287,6 +287,10 @@ TEST_F(BadRequestsTest, Leases) {
     request.mutable_capabilities()->set_device(
         static_cast<worker::v1::WorkerCapabilities::Device>(9));
   });
+  for (const double gflops : {-1.0, 1e10, std::numeric_limits<double>::quiet_NaN()}) {
+    refused("capabilities.gflops",
+            [=](auto& request) { request.mutable_capabilities()->set_gflops(gflops); });
+  }
   refused("capabilities.memory_bytes",
           [](auto& request) { request.mutable_capabilities()->set_memory_bytes(-1); });
 }

@@ -48,6 +48,33 @@ TEST_F(QuantizationServiceTest, ValidateOnlyMakesNothing) {
   EXPECT_EQ(jobs.quantization_jobs_size(), 0);
 }
 
+TEST_F(QuantizationServiceTest, PlansCountOnTheSpeedThatAWorkerReported) {
+  auto request = CreateRequest();
+  request.set_validate_only(true);
+  const auto planned = [&] {
+    const auto job = Create(request);
+    EXPECT_OK(job);
+    absl::Duration total;
+    for (const auto& stage : job->plan().stages()) {
+      if (stage.stage() != quantization::v1::Progress::BLOCK_AP) continue;
+      total +=
+          absl::Seconds(stage.duration().seconds()) + absl::Nanoseconds(stage.duration().nanos());
+    }
+    return absl::ToDoubleSeconds(total);
+  };
+  const auto report = [&](double gflops, const std::string& id) {
+    auto lease = LeaseRequest(id);
+    lease.mutable_capabilities()->set_gflops(gflops);
+    EXPECT_OK(LeaseJob(lease));
+  };
+  report(100, "a");
+  const double slow = planned();
+  report(400, "b");
+  EXPECT_NEAR(planned(), slow / 4, slow / 100);
+  report(0, "c");  // one that does not know
+  EXPECT_NEAR(planned(), slow / 4, slow / 100);
+}
+
 TEST_F(QuantizationServiceTest, SameRequestIdGivesTheSameJobEvenAfterTheFilesMoved) {
   auto request = CreateRequest();
   request.set_request_id("4e7a4ee8-0b9c-4d0e-8a6a-2d5a0e1f9a10");

@@ -96,7 +96,7 @@ TEST(ErrorsTest, Reasons) {
 TEST(EventWriterTest, WritesOneObjectALine) {
   EventPipe pipe;
   EventWriter events(pipe.TakeWriteEnd(), [] { FAIL(); });
-  events.Device({.name = "cpu", .detail = "a\xff\"b", .memory_bytes = 7});
+  events.Device({.name = "cpu", .detail = "a\xff\"b", .memory_bytes = 7}, 80.5);
   events.Progress(Stage::kBlockAp, 3, 30, 0.5, absl::Seconds(2));
   events.Progress(Stage::kE2eQp, 1, 2, std::nan(""), std::nullopt);
   events.Log("line\nbreak");
@@ -104,8 +104,11 @@ TEST(EventWriterTest, WritesOneObjectALine) {
   events.Error(WithReason(absl::NotFoundError("no \xfe file"), "CHECKPOINT_NOT_FOUND"));
   const std::vector<Json> read = pipe.Read();
   ASSERT_EQ(read.size(), 6u);
-  EXPECT_EQ(read[0],
-            (Json{{"event", "device"}, {"device", "cpu"}, {"name", "a?\"b"}, {"memory_bytes", 7}}));
+  EXPECT_EQ(read[0], (Json{{"event", "device"},
+                           {"device", "cpu"},
+                           {"name", "a?\"b"},
+                           {"memory_bytes", 7},
+                           {"gflops", 80.5}}));
   EXPECT_EQ(read[1], (Json{{"event", "progress"},
                            {"stage", "BLOCK_AP"},
                            {"completed", 3},

@@ -57,10 +57,11 @@ struct TunePlan {
   int64_t artifact_size_bytes = 0;  // of the scale delta
 };
 
-// What tuning a model of `config` in `format` takes; examples are counted as if all were there and
-// of full length. Errors as MakePlan.
+// What tuning a model of `config` in `format` takes, on examples of `num_tokens` in all, or of as
+// many as the settings allow where that is less. Errors as MakePlan.
 absl::StatusOr<TunePlan> PlanTune(const TuneTask& task, const ModelConfig& config,
-                                  const QuantFormat& format, const Machine& machine);
+                                  const QuantFormat& format, const Machine& machine,
+                                  int64_t num_tokens);
 
 }  // namespace quern
 

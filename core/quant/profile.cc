@@ -50,7 +50,7 @@ double FlopOf(absl::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
   };
   const size_t first = name == "aten::mm" || name == "aten::bmm" ? 0 : 1;
   if (name == "aten::mm" || name == "aten::bmm" || name == "aten::addmm" ||
-      name == "aten::baddbmm") {
+      name == "aten::addmm_" || name == "aten::baddbmm") {
     const at::Tensor a = tensor(first);
     const at::Tensor b = tensor(first + 1);
     if (!a.defined() || !b.defined()) return 0;

@@ -32,7 +32,8 @@ const char* UnitOf(quantization_pb::Progress::Stage stage) {
   return "";
 }
 
-const char* ModelLabel(const std::string& model) {
+const char* ModelLabel(const std::string& model, bool on_base) {
+  if (on_base && model == "result") return "tuned";
   static const auto& labels = *new std::map<std::string, const char*>{
       {"source", "source"}, {"base", "base"}, {"rtn", "round to nearest"}, {"result", "Quern"}};
   const auto it = labels.find(model);
@@ -144,8 +145,8 @@ std::string DescribeEvaluation(const quantization_pb::EvaluationReport& report) 
     std::string previous;
     for (const auto& row : report.rows()) {
       const bool compared = row.model() != first;
-      rows.push_back({row.dataset() == previous ? "" : row.dataset(), ModelLabel(row.model()),
-                      absl::StrFormat("%.2f", row.perplexity()),
+      rows.push_back({row.dataset() == previous ? "" : row.dataset(),
+                      ModelLabel(row.model(), on_base), absl::StrFormat("%.2f", row.perplexity()),
                       compared ? absl::StrFormat("%.4f", row.kl_divergence()) : "",
                       compared ? absl::StrFormat("%.1f %%", 100 * row.top1_agreement()) : "",
                       FormatCount(row.token_count())});
@@ -159,7 +160,7 @@ std::string DescribeEvaluation(const quantization_pb::EvaluationReport& report) 
          absl::StrCat("acc - ", on_base ? "base" : "source", "'s")}};
     for (const auto& row : report.zero_shot_rows()) {
       rows.push_back(
-          {row.task(), ModelLabel(row.model()), FormatCount(row.item_count()),
+          {row.task(), ModelLabel(row.model(), on_base), FormatCount(row.item_count()),
            FormatShare(row.accuracy(), row.accuracy_error()),
            row.has_accuracy_norm() ? FormatShare(row.accuracy_norm(), row.accuracy_norm_error())
                                    : "",

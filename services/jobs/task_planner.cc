@@ -24,6 +24,8 @@ using quantization::v1::QuantizationJob;
 using quantization::v1::QuantizeTask;
 
 constexpr size_t kMaxPathBytes = 1024;
+// Of JSON lines with instructions, their keys among them.
+constexpr int64_t kBytesPerToken = 4;
 constexpr absl::string_view kQuantizeField = "quantization_job.quantize";
 constexpr absl::string_view kEvaluateField = "quantization_job.evaluate";
 constexpr absl::string_view kTuneField = "quantization_job.tune";
@@ -223,8 +225,11 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const
   }
   RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".data.path"), task.data_path));
   RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".evaluation.path"), task.evaluation.path));
-  absl::StatusOr<TunePlan> plan =
-      quern::PlanTune(task, manifest->config, manifest->format, FleetMachine());
+  ASSIGN_OR_RETURN(const std::string data, ResolveBeneath(data_root_, task.data_path));
+  struct stat info = {};
+  stat(data.c_str(), &info);  // it was there a moment ago; the run will say what is wrong
+  const absl::StatusOr<TunePlan> plan = quern::PlanTune(
+      task, manifest->config, manifest->format, FleetMachine(), info.st_size / kBytesPerToken);
   if (!plan.ok()) return ForField(kTuneField, plan.status());
   RETURN_IF_ERROR(
       FillResolved(TuneTaskToJson(plan->resolved).at("settings"), *message.mutable_resolved()));

@@ -3,6 +3,7 @@
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -37,7 +38,7 @@ class TuneRun {
 
  private:
   absl::Status OpenBase();
-  absl::Status MakeThePlan();
+  absl::Status MakeThePlan(int64_t num_tokens);
   absl::Status ReadExamples();
   absl::Status Train();
   absl::StatusOr<LoadedArtifact> LoadOwnArtifact() const;
@@ -60,7 +61,8 @@ absl::Status TuneRun::Execute(absl::string_view json) {
   if (!task.ok()) return WithReason(task.status(), reason::kInvalidTask);
   task_ = *std::move(task);
   RETURN_IF_ERROR(OpenBase());
-  RETURN_IF_ERROR(MakeThePlan());
+  RETURN_IF_ERROR(MakeThePlan(std::numeric_limits<int64_t>::max()));
+  context_.progress().Report(Stage::kLoading, 1, 1);
   RETURN_IF_ERROR(ReadExamples());
   RETURN_IF_ERROR(context_.cancellation().Check());
   if (context_.RepeatResult(key_)) return absl::OkStatus();
@@ -81,16 +83,16 @@ absl::Status TuneRun::OpenBase() {
   return absl::OkStatus();
 }
 
-absl::Status TuneRun::MakeThePlan() {
-  absl::StatusOr<TunePlan> plan =
-      PlanTune(task_, base_.manifest.config, base_.manifest.format, context_.ThisMachine(0));
+// `num_tokens` of the examples, once they are known.
+absl::Status TuneRun::MakeThePlan(int64_t num_tokens) {
+  absl::StatusOr<TunePlan> plan = PlanTune(task_, base_.manifest.config, base_.manifest.format,
+                                           context_.ThisMachine(0), num_tokens);
   if (!plan.ok()) {
     if (!absl::IsInvalidArgument(plan.status())) return plan.status();
     return WithReason(plan.status(), reason::kInvalidTask);
   }
   task_ = std::move(plan->resolved);
   context_.progress().SetPlan(std::move(plan->stages));
-  context_.progress().Report(Stage::kLoading, 1, 1);
   return absl::OkStatus();
 }
 
@@ -132,6 +134,11 @@ absl::Status TuneRun::ReadExamples() {
     examples_.push_back(std::move(example));
   }
   examples_digest_ = digest.FinishHex();
+  int64_t num_tokens = 0;
+  for (const TuningExample& example : examples_) {
+    num_tokens += static_cast<int64_t>(example.ids.size());
+  }
+  RETURN_IF_ERROR(MakeThePlan(num_tokens));
   if (held_out > 0) texts_.push_back(std::move(text));
   ASSIGN_OR_RETURN(std::vector<EvaluationText> more,
                    context_.ReadEvaluationText(task_.evaluation, *tokenizer_));

@@ -1,7 +1,15 @@
 #include "core/plan/plan.h"
 
+#include <absl/strings/numbers.h>
+#include <absl/strings/str_split.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "core/artifact/pack.h"
 #include "core/model/tensor_names.h"
+#include "core/plan/tune_task.h"
 #include "tests/support/status_matchers.h"
 
 namespace quern {
@@ -357,6 +365,49 @@ TEST(PlanTest, MemoryThatDoesNotSufficeIsRefusedWithNumbers) {
   EXPECT_THAT(MakePlan(task, Llama7b(), {.memory_bytes = int64_t{24} << 30}),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage BLOCK_AP needs")));
   EXPECT_OK(MakePlan(task, Llama7b(), {.memory_bytes = 0}));
+}
+
+TEST(PlanTest, WhatDoesNotFitSaysWhatWould) {
+  Task task = QuickTask(2);
+  task.preset = Preset::kBest;
+  const Machine machine{.memory_bytes = int64_t{4} << 30};
+  const std::string message(MakePlan(task, SmolLm2(), machine).status().message());
+  EXPECT_THAT(message, HasSubstr("; it fits with e2e_qp.sample_count "));
+  // As it says.
+  std::vector<std::string> words = absl::StrSplit(message, ' ');
+  const auto name = std::find(words.begin(), words.end(), "e2e_qp.sample_count");
+  ASSERT_LT(name + 1, words.end());
+  int count = 0;
+  ASSERT_TRUE(absl::SimpleAtoi(*(name + 1), &count)) << message;
+  task.e2e_qp.sample_count = count;
+  EXPECT_OK(MakePlan(task, SmolLm2(), machine));
+  // Where the checkpoint alone is too large there is no such setting.
+  EXPECT_THAT(MakePlan(task, Llama7b(), machine),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       HasSubstr("no setting makes it fit, use a larger machine")));
+}
+
+TEST(PlanTest, TuningCountsWhatThereIsToLearnFrom) {
+  TuneTask task{.base = std::string(64, 'a'), .data_path = "chat.jsonl"};
+  const QuantFormat format{.bits = 4, .group_size = 64};
+  const auto training = [&](int64_t num_tokens) {
+    const auto plan = PlanTune(task, SmolLm2(), format, {}, num_tokens);
+    EXPECT_OK(plan);
+    for (const StageCost& stage : plan->stages) {
+      if (stage.stage == Stage::kE2eQp) return absl::ToDoubleSeconds(stage.duration);
+    }
+    return 0.0;
+  };
+  const double all = training(int64_t{1} << 40);
+  EXPECT_NEAR(training(1024 * 1024), all, 1e-6) << "1024 examples of 1024 tokens";
+  EXPECT_NEAR(training(1024 * 256), all / 4, 1e-6);
+  // Scales of 106 million weights in groups of 64, two bytes each, a header.
+  ASSERT_OK_AND_ASSIGN(const TunePlan plan, PlanTune(task, SmolLm2(), format, {}, 1000));
+  EXPECT_NEAR(static_cast<double>(plan.artifact_size_bytes), 3.34e6, 0.1e6);
+  task.settings.sequence_length_tokens = SmolLm2().max_position_embeddings + 1;
+  EXPECT_THAT(PlanTune(task, SmolLm2(), format, {}, 1000),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("settings.sequence_length_tokens is")));
 }
 
 }  // namespace

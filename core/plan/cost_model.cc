@@ -1,0 +1,315 @@
+#include "core/plan/cost_model.h"
+
+#include <algorithm>
+
+#include "core/model/tensor_names.h"
+
+namespace quern {
+namespace {
+
+// Held-out sequences sampled for the evaluation; services/quantizer does the same.
+constexpr int64_t kEvaluationSequences = 8;
+constexpr int64_t kEvaluationTokens = 512;
+// LibTorch's libraries, allocator and threads, and our own.
+constexpr int64_t kProgramBytes = int64_t{400} << 20;
+// Sampling and scoring are bound by memory, not by products: the share of the training rate that
+// they reach (measured on a 135M model: 614 tokens/s scored, 455 sampled, where training does 176
+// GFLOP/s).
+constexpr double kInferenceShare = 0.8;
+// Bytes of a tokenizer.json for each entry of the vocabulary, merges included: 28 translated from a
+// GGUF file, 43 in most Hugging Face directories.
+constexpr int64_t kTokenizerBytesPerEntry = 35;
+// Products of a matrix with its inputs' second moments in GPTQ: half a one to find the codes, one
+// for the errors, then at most six passes over scales and codes.
+constexpr double kGptqPasses = 14.5;
+// Rows of logits that the head's loss takes at once.
+constexpr int64_t kHeadSliceTokens = 128;
+// What a step costs for each weight that is trained, beside products: fake quantization both ways
+// and Adam, bound by memory; in floating-point operations of the same time.
+constexpr double kWeightStepFlop = 500;
+
+ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
+  ModelSizes sizes;
+  sizes.head_weights = int64_t{config.vocab_size} * config.hidden_size;
+  int64_t block_weights = 0;
+  // Dtype, shape, offsets and punctuation of one entry of the header, beside the name.
+  constexpr int64_t kEntryBytes = 70;
+  for (const TensorSpec& spec : ModelTensors(config)) {
+    const int64_t name_bytes = static_cast<int64_t>(spec.name.size()) + kEntryBytes;
+    if (spec.kind == TensorSpec::Kind::kVector) {
+      sizes.vector_bytes += spec.shape[0] * static_cast<int64_t>(sizeof(float));
+      sizes.header_bytes += name_bytes;
+      continue;
+    }
+    const int64_t weights = spec.shape[0] * spec.shape[1];
+    sizes.total_weights += weights;
+    if (spec.kind == TensorSpec::Kind::kBlockMatrix) block_weights += weights;
+    const int cols = static_cast<int>(spec.shape[1]);
+    const auto matrix = FormatOf(format, spec.kind, cols);
+    if (!matrix.has_value()) {
+      sizes.packed_bytes += weights * static_cast<int64_t>(sizeof(uint16_t));
+      sizes.header_bytes += name_bytes;
+      continue;
+    }
+    const PackedTensor tensor{.rows = static_cast<int>(spec.shape[0]),
+                              .cols = cols,
+                              .bits = matrix->bits,
+                              .group_size = matrix->group_size,
+                              .symmetric = matrix->symmetric};
+    sizes.packed_bytes += tensor.size_bytes();
+    sizes.header_bytes += (name_bytes + 10) * (matrix->symmetric ? 2 : 3);
+  }
+  sizes.packed_bytes += sizes.vector_bytes;
+  sizes.block_weights = block_weights / config.num_hidden_layers;
+  return sizes;
+}
+
+absl::Duration FlopTime(double flop, double gflops) { return absl::Seconds(flop / (gflops * 1e9)); }
+
+}  // namespace
+
+// Of a block: norms, projections, rotated and repeated heads, attention, gate, up and their
+// product.
+int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens) {
+  const int64_t of_token = 24 * int64_t{config.hidden_size} + 4 * int64_t{config.kv_size()} +
+                           10 * int64_t{config.intermediate_size};
+  return num_tokens * config.num_hidden_layers * of_token * static_cast<int64_t>(sizeof(float));
+}
+
+CostModel::CostModel(const Task& task, const ModelConfig& config, const Machine& machine)
+    : task_(task), config_(config), machine_(machine), sizes_(SizesOf(config, task.format)) {}
+
+int64_t CostModel::artifact_bytes() const {
+  return sizes_.packed_bytes + sizes_.header_bytes + kManifestBytes +
+         kTokenizerBytesPerEntry * config_.vocab_size;
+}
+
+std::vector<StageCost> CostModel::TuneStages(double share) const {
+  const auto examples = static_cast<int64_t>(share * *task_.e2e_qp.sample_count *
+                                             *task_.e2e_qp.sequence_length_tokens);
+  StageCost training = E2eQp();
+  training.duration *= share;
+  return {{.stage = Stage::kLoading,
+           .duration = absl::Seconds(1 + static_cast<double>(sizes_.packed_bytes) / 500e6),
+           .host_memory_bytes = kProgramBytes + sizes_.packed_bytes},
+          {.stage = Stage::kCalibrating,
+           .duration = absl::Seconds(1),
+           .host_memory_bytes = kProgramBytes + sizes_.packed_bytes +
+                                examples * static_cast<int64_t>(sizeof(int32_t))},
+          training,
+          {.stage = Stage::kPacking,
+           .duration = absl::Seconds(1),
+           .host_memory_bytes = kProgramBytes + 2 * sizes_.packed_bytes,
+           .disk_bytes = scale_bytes()},
+          Evaluating(),
+          Publishing(scale_bytes())};
+}
+
+std::vector<StageCost> CostModel::EvaluateStages(double tokens) const {
+  const int64_t models = source_bytes() + sizes_.packed_bytes;
+  return {{.stage = Stage::kLoading,
+           .duration = absl::Seconds(1 + static_cast<double>(models) / 500e6),
+           .host_memory_bytes = kProgramBytes + models},
+          {.stage = Stage::kEvaluating,
+           .duration = InferenceTime(2 * tokens),
+           .host_memory_bytes = kProgramBytes + 2 * models +
+                                KvBytes(kEvaluationSequences * config_.max_position_embeddings)}};
+}
+
+int64_t CostModel::scale_bytes() const {
+  return NumScales() * static_cast<int64_t>(sizeof(uint16_t)) + sizes_.header_bytes +
+         (*task_.e2e_qp.trainable == E2eTrainable::kScales ? 0 : sizes_.vector_bytes);
+}
+
+std::vector<StageCost> CostModel::Stages() const {
+  std::vector<StageCost> stages = {Loading()};
+  if (task_.method != QuantMethod::kRtn) {
+    stages.push_back(Calibrating());
+    stages.push_back(IsUntrained(task_.method) ? Untrained() : BlockAp());
+  }
+  if (task_.method == QuantMethod::kBlockApE2eQp) stages.push_back(E2eQp());
+  stages.push_back(Packing());
+  stages.push_back(Evaluating());
+  stages.push_back(Publishing(artifact_bytes()));
+  return stages;
+}
+
+int64_t CostModel::source_bytes() const {
+  return sizes_.total_weights * machine_.source_bytes_per_weight;
+}
+
+absl::Duration CostModel::InferenceTime(double tokens) const {
+  return FlopTime(2.0 * tokens * static_cast<double>(inference_weights()),
+                  machine_.gflops * kInferenceShare);
+}
+
+int64_t CostModel::inference_weights() const {
+  return sizes_.block_weights * config_.num_hidden_layers + sizes_.head_weights;
+}
+
+int64_t CostModel::KvBytes(int64_t tokens) const {
+  return tokens * config_.num_hidden_layers * 2 * config_.kv_size() * 4;
+}
+
+int64_t CostModel::NumScales() const {
+  const int64_t group =
+      task_.format.group_size == 0 ? config_.hidden_size : task_.format.group_size;
+  return sizes_.block_weights * config_.num_hidden_layers / group;
+}
+
+StageCost CostModel::Publishing(int64_t bytes) {
+  return {.stage = Stage::kPublishing,
+          .duration = absl::Seconds(1 + static_cast<double>(bytes) / 200e6),
+          .host_memory_bytes = kProgramBytes,
+          .disk_bytes = bytes};
+}
+
+StageCost CostModel::Loading() const {
+  return {.stage = Stage::kLoading,
+          .duration = absl::Seconds(1 + static_cast<double>(source_bytes()) / 500e6),
+          .host_memory_bytes = kProgramBytes + source_bytes()};
+}
+
+StageCost CostModel::Calibrating() const {
+  const CalibrationShape shape = CalibrationShapeOf(task_);
+  const int64_t tokens = int64_t{shape.num_sequences} * shape.length_tokens;
+  const int64_t running = std::min(shape.num_sequences, 64);
+  const bool sampled = task_.calibration_path.empty();
+  return {
+      .stage = Stage::kCalibrating,
+      .duration = sampled ? InferenceTime(static_cast<double>(tokens)) : absl::Seconds(5),
+      .host_memory_bytes = kProgramBytes + source_bytes() +
+                           (sampled ? source_bytes() + KvBytes(running * shape.length_tokens) : 0),
+      .disk_bytes = tokens * static_cast<int64_t>(sizeof(int32_t))};
+}
+
+double CostModel::MomentWeights() const {
+  const double h = config_.hidden_size;
+  const double widest = std::max<double>(h, config_.intermediate_size);
+  return 5 * h * h + widest * widest;
+}
+
+double CostModel::GptqFlop(double tokens) const {
+  const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
+  return tokens * 2 * MomentWeights() +
+         kGptqPasses * 2 * static_cast<double>(sizes_.block_weights) * widest;
+}
+
+double CostModel::AwqFlop(double tokens) const {
+  constexpr double kExponents = 21;
+  const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
+  return tokens * 2 * MomentWeights() +
+         kExponents * static_cast<double>(sizes_.block_weights) * (2 * widest + kWeightStepFlop);
+}
+
+StageCost CostModel::Untrained() const {
+  const BlockApSettings& block = task_.block_ap;
+  const double p = static_cast<double>(sizes_.block_weights);
+  const double h = config_.hidden_size;
+  const double widest = std::max<double>(h, config_.intermediate_size);
+  const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
+  const double moments = MomentWeights();
+  const double flop =
+      tokens * 4 * p + (task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens));
+  return {.stage = Stage::kBlockAp,
+          .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
+          .host_memory_bytes =
+              kProgramBytes + source_bytes() +
+              static_cast<int64_t>(tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p),
+          .disk_bytes = 2 * sizes_.packed_bytes};
+}
+
+StageCost CostModel::BlockAp() const {
+  const BlockApSettings& block = task_.block_ap;
+  const CalibrationShape shape = CalibrationShapeOf(task_);
+  const double p = static_cast<double>(sizes_.block_weights);
+  const double s = *block.sequence_length_tokens;
+  const double h = config_.hidden_size;
+  const double train = static_cast<double>(*block.sample_count) * s;
+  const double validation = static_cast<double>(*block.validation_sample_count) * s;
+  const double source = static_cast<double>(shape.num_sequences) * shape.length_tokens;
+  // Of the quantized stream, and of the source's block on it where that is a target.
+  int passes = 0;
+  if (*block.epoch_count > 0 || validation > 0) {
+    passes = *block.target == BlockTarget::kSourceStream ? 1 : 2;
+  }
+  double flop =
+      train * *block.epoch_count * (6 * p + 12 * s * h) +
+      (source + passes * (train + validation)) * (2 * p + 4 * s * h) +
+      validation * *block.epoch_count * (2 * p + 4 * s * h) +
+      Steps(block.sample_count, block.epoch_count, block.batch_size) * kWeightStepFlop * p;
+  if (*block.start == QuantStart::kGptq) flop += GptqFlop(train + validation);
+  const double caches = (source + (1 + passes) * (train + validation)) * h * 4;
+  const double tokens = *block.batch_size * s;
+  const double activations =
+      tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
+  return {.stage = Stage::kBlockAp,
+          .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
+          .host_memory_bytes =
+              kProgramBytes + source_bytes() + static_cast<int64_t>(caches + activations + 24 * p),
+          .disk_bytes = 2 * sizes_.packed_bytes};
+}
+
+double CostModel::Steps(const std::optional<int>& samples, const std::optional<int>& epochs,
+                        const std::optional<int>& batch_size) {
+  return static_cast<double>(*samples) * *epochs / *batch_size;
+}
+
+StageCost CostModel::E2eQp() const {
+  const E2eQpSettings& e2e = task_.e2e_qp;
+  const double s = *e2e.sequence_length_tokens;
+  const double h = config_.hidden_size;
+  const double layers = config_.num_hidden_layers;
+  const double weights = layers * static_cast<double>(sizes_.block_weights);
+  const double teacher = e2e.loss == E2eLoss::kDistillation ? 2 : 0;
+  const double tokens = static_cast<double>(*e2e.sample_count) * s * *e2e.epoch_count;
+  double flop = tokens * (6 * weights + (4 + teacher) * static_cast<double>(sizes_.head_weights) +
+                          8 * s * h * layers);
+  // Sequences of one step that are taken at once.
+  const int64_t together = std::max<int64_t>(
+      *e2e.sequence_length_tokens,
+      std::min<int64_t>(static_cast<int64_t>(s) * *e2e.batch_size, kE2eTokensTogether));
+  int64_t graph = E2eGraphBytes(config_, together);
+  if (graph > kMaxE2eGraphBytes) {
+    graph = graph / config_.num_hidden_layers +
+            together * config_.hidden_size * config_.num_hidden_layers * 4;
+    flop += tokens * (2 * weights + 4 * s * h * layers);
+  }
+  double memory = static_cast<double>(sizes_.packed_bytes + 16 * NumScales() + graph) +
+                  16.0 * kHeadSliceTokens * config_.vocab_size +
+                  4.0 * static_cast<double>(sizes_.head_weights) +
+                  12.0 * static_cast<double>(sizes_.block_weights);
+  double disk = static_cast<double>(sizes_.packed_bytes);
+  if (e2e.trainable == E2eTrainable::kAll) {
+    flop += Steps(e2e.sample_count, e2e.epoch_count, e2e.batch_size) * kWeightStepFlop * weights;
+    memory += 20 * weights;
+    disk += 2 * 12 * weights;  // two generations of value and moments
+  }
+  return {.stage = Stage::kE2eQp,
+          .duration = FlopTime(flop, machine_.gflops),
+          .host_memory_bytes = kProgramBytes + source_bytes() + static_cast<int64_t>(memory),
+          .disk_bytes = static_cast<int64_t>(disk)};
+}
+
+StageCost CostModel::Packing() const {
+  return {.stage = Stage::kPacking,
+          .duration = absl::Seconds(static_cast<double>(sizes_.total_weights) / 50e6),
+          .host_memory_bytes = kProgramBytes + source_bytes() + 2 * sizes_.packed_bytes,
+          .disk_bytes = artifact_bytes()};
+}
+
+StageCost CostModel::Evaluating() const {
+  const int64_t length = std::min<int64_t>(kEvaluationTokens, config_.max_position_embeddings);
+  const int64_t sampled = kEvaluationSequences * length;
+  const int64_t text = task_.evaluation.path.empty() ? 0
+                                                     : int64_t{task_.evaluation.chunk_tokens} *
+                                                           task_.evaluation.max_chunk_count;
+  // Sampled once, then scored by the source, round-to-nearest and the result.
+  const double tokens = static_cast<double>(sampled + 3 * (sampled + text));
+  return {.stage = Stage::kEvaluating,
+          .duration = InferenceTime(tokens),
+          .host_memory_bytes =
+              kProgramBytes + 2 * source_bytes() + 4 * sizes_.packed_bytes + 3 * KvBytes(sampled)};
+}
+
+}  // namespace quern

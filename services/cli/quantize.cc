@@ -1,19 +1,16 @@
 // `quern quantize`: submit a job and follow it.
 
-#include <absl/strings/ascii.h>
 #include <absl/strings/str_cat.h>
 #include <quern/quantization/v1/quantization_service.grpc.pb.h>
 
 #include <iostream>
 #include <memory>
 #include <optional>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "core/base/status_macros.h"
 #include "services/cli/commands.h"
-#include "services/cli/format.h"
 #include "services/cli/submit.h"
 
 namespace quern::cli {

@@ -165,15 +165,16 @@ absl::StatusOr<QuantizationJob> TaskPlanner::Normalize(const QuantizationJob& as
       "quantization_job: a task is required, quantize, tune or evaluate; a job has one task");
 }
 
-absl::Status TaskPlanner::CheckFile(absl::string_view field, const std::string& path) const {
-  if (path.empty()) return absl::OkStatus();
+absl::StatusOr<int64_t> TaskPlanner::CheckFile(absl::string_view field,
+                                               const std::string& path) const {
+  if (path.empty()) return 0;
   absl::StatusOr<std::string> real = ResolveBeneath(data_root_, path);
   if (!real.ok()) return ForField(field, real.status());
   struct stat info;
   if (stat(real->c_str(), &info) != 0 || !S_ISREG(info.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(field, ": ", path, " is no file"));
   }
-  return absl::OkStatus();
+  return info.st_size;
 }
 
 // The memory of the machine that will run the job is not known here; the quantizer checks it.
@@ -199,9 +200,9 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanQuantize(QuantizationJob job) c
   absl::StatusOr<ModelConfig> config = ReadCheckpointConfig(*path);
   if (!config.ok()) return ForField(field, config.status());
   RETURN_IF_ERROR(
-      CheckFile(absl::StrCat(kQuantizeField, ".calibration.path"), task.calibration_path));
+      CheckFile(absl::StrCat(kQuantizeField, ".calibration.path"), task.calibration_path).status());
   RETURN_IF_ERROR(
-      CheckFile(absl::StrCat(kQuantizeField, ".evaluation.path"), task.evaluation.path));
+      CheckFile(absl::StrCat(kQuantizeField, ".evaluation.path"), task.evaluation.path).status());
   absl::StatusOr<PlanResult> plan = MakePlan(task, *config, FleetMachine());
   if (!plan.ok()) return ForField(kQuantizeField, plan.status());
   const Json all = TaskToJson(plan->resolved);
@@ -223,13 +224,12 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const
                                                    " is a scale delta, wanted a whole model: tune ",
                                                    ArtifactName(manifest->base), " instead"));
   }
-  RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".data.path"), task.data_path));
-  RETURN_IF_ERROR(CheckFile(absl::StrCat(kTuneField, ".evaluation.path"), task.evaluation.path));
-  ASSIGN_OR_RETURN(const std::string data, ResolveBeneath(data_root_, task.data_path));
-  struct stat info = {};
-  stat(data.c_str(), &info);  // it was there a moment ago; the run will say what is wrong
+  ASSIGN_OR_RETURN(const int64_t data_bytes,
+                   CheckFile(absl::StrCat(kTuneField, ".data.path"), task.data_path));
+  RETURN_IF_ERROR(
+      CheckFile(absl::StrCat(kTuneField, ".evaluation.path"), task.evaluation.path).status());
   const absl::StatusOr<TunePlan> plan = quern::PlanTune(
-      task, manifest->config, manifest->format, FleetMachine(), info.st_size / kBytesPerToken);
+      task, manifest->config, manifest->format, FleetMachine(), data_bytes / kBytesPerToken);
   if (!plan.ok()) return ForField(kTuneField, plan.status());
   RETURN_IF_ERROR(
       FillResolved(TuneTaskToJson(plan->resolved).at("settings"), *message.mutable_resolved()));
@@ -250,10 +250,10 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanEvaluate(QuantizationJob job) c
     if (!config.ok()) return ForField(field, config.status());
   }
   for (const EvaluationData& text : task.texts) {
-    RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".texts"), text.path));
+    RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".texts"), text.path).status());
   }
   for (const ZeroShotData& data : task.zero_shot) {
-    RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".zero_shot"), data.path));
+    RETURN_IF_ERROR(CheckFile(absl::StrCat(kEvaluateField, ".zero_shot"), data.path).status());
   }
   absl::StatusOr<EvaluatePlan> plan =
       quern::PlanEvaluate(task, manifest->config, manifest->format, FleetMachine());

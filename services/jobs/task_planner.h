@@ -50,7 +50,8 @@ class TaskPlanner {
       quantization::v1::QuantizationJob job) const;
   absl::StatusOr<quantization::v1::QuantizationJob> PlanTune(
       quantization::v1::QuantizationJob job) const;
-  absl::Status CheckFile(absl::string_view field, const std::string& path) const;
+  // The size of a file below the data root; 0 of an empty path.
+  absl::StatusOr<int64_t> CheckFile(absl::string_view field, const std::string& path) const;
 
   Machine FleetMachine() const;
 

@@ -42,4 +42,9 @@ std::string ReasonOf(const absl::Status& status) {
   return std::string(reason::kInternal);
 }
 
+absl::Status PlanError(absl::Status status) {
+  if (!absl::IsInvalidArgument(status)) return status;
+  return WithReason(std::move(status), reason::kInvalidTask);
+}
+
 }  // namespace quern

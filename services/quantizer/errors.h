@@ -12,6 +12,9 @@ namespace quern {
 // OK stays OK; a reason that is there already stays.
 absl::Status WithReason(absl::Status status, absl::string_view reason);
 
+// An error of planning: INVALID_TASK where the task is wrong.
+absl::Status PlanError(absl::Status status);
+
 // The reason to report for an error: CANCELLED, OUT_OF_DISK and DIVERGED (ABORTED) by what
 // happened, wherever it did; then what WithReason attached; OUT_OF_MEMORY for any other
 // RESOURCE_EXHAUSTED; else INTERNAL.

@@ -111,10 +111,7 @@ absl::Status EvaluateRun::MakeThePlan() {
                                                                         reference_->weight_bytes());
   absl::StatusOr<EvaluatePlan> plan =
       PlanEvaluate(task_, manifest.config, manifest.format, context_.ThisMachine(source_bytes));
-  if (!plan.ok()) {
-    if (!absl::IsInvalidArgument(plan.status())) return plan.status();
-    return WithReason(plan.status(), reason::kInvalidTask);
-  }
+  if (!plan.ok()) return PlanError(plan.status());
   task_ = std::move(plan->resolved);
   context_.progress().SetPlan(std::move(plan->stages));
   return absl::OkStatus();

@@ -1,7 +1,6 @@
 #include "services/quantizer/quantize_run.h"
 
 #include <absl/strings/str_cat.h>
-#include <absl/strings/str_format.h>
 
 #include <memory>
 #include <utility>
@@ -81,11 +80,7 @@ absl::Status QuantizeRun::MakeThePlan() {
       MakePlan(task_, checkpoint_->config(),
                context_.ThisMachine(
                    SourceBytesPerWeight(checkpoint_->config(), checkpoint_->weight_bytes())));
-  if (!plan.ok()) {
-    if (absl::IsInvalidArgument(plan.status()))
-      return WithReason(plan.status(), reason::kInvalidTask);
-    return plan.status();
-  }
+  if (!plan.ok()) return PlanError(plan.status());
   task_ = std::move(plan->resolved);
   key_ = Sha256Hex(DumpCanonicalJson({{"task", TaskToJson(task_)},
                                       {"checkpoint", checkpoint_digest_},

@@ -10,11 +10,11 @@
 
 namespace quern {
 
-// Runs the task of the configuration's kind: verified and evaluated artifact in the work directory,
-// everything
-// told to `events` (the error apart: the caller reports what is returned). Called again with the
-// same configuration after any interruption, it goes on where the last run was stopped and ends
-// with the same bytes; after a finished run it verifies the artifact and repeats the result.
+// Runs the task of the configuration's kind: to quantize or tune, verified and evaluated artifact
+// in the work directory; to evaluate, the report alone. Everything is told to `events` (the error
+// apart: the caller reports what is returned). Called again with the same configuration after any
+// interruption, it goes on where the last run was stopped and ends with the same bytes; after a
+// finished run that made an artifact it verifies that and repeats the result.
 //
 // Work directory: lock, calibration.safetensors, held_out.safetensors (token ids of a quantize
 // task), training/ (the trainer's own), artifact.tmp/ (being written), artifact/ (complete),

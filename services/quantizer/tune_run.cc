@@ -87,10 +87,7 @@ absl::Status TuneRun::OpenBase() {
 absl::Status TuneRun::MakeThePlan(int64_t num_tokens) {
   absl::StatusOr<TunePlan> plan = PlanTune(task_, base_.manifest.config, base_.manifest.format,
                                            context_.ThisMachine(0), num_tokens);
-  if (!plan.ok()) {
-    if (!absl::IsInvalidArgument(plan.status())) return plan.status();
-    return WithReason(plan.status(), reason::kInvalidTask);
-  }
+  if (!plan.ok()) return PlanError(plan.status());
   task_ = std::move(plan->resolved);
   context_.progress().SetPlan(std::move(plan->stages));
   return absl::OkStatus();

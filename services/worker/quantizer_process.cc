@@ -92,8 +92,10 @@ class ProcessRun final : public QuantizerRun {
     const absl::Status fetched = FetchBase();
     if (stopping()) return Stopped();
     if (!fetched.ok()) {
+      const bool no_room = absl::IsResourceExhausted(fetched);
       return {std::nullopt,
-              MakeError(fetched.code(), reason::kBaseInvalid, std::string(fetched.message()))};
+              MakeError(fetched.code(), no_room ? reason::kOutOfDisk : reason::kBaseInvalid,
+                        std::string(fetched.message()))};
     }
     int crashes = 0;
     while (true) {

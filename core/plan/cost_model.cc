@@ -12,10 +12,15 @@ constexpr int64_t kEvaluationSequences = 8;
 constexpr int64_t kEvaluationTokens = 512;
 // LibTorch's libraries, allocator and threads, and our own.
 constexpr int64_t kProgramBytes = int64_t{400} << 20;
-// Sampling and scoring are bound by memory, not by products: the share of the training rate that
-// they reach (measured on a 135M model: 614 tokens/s scored, 455 sampled, where training does 176
+// Sampling and scoring are bound by memory, not by products: the share of the products' rate that
+// they reach (measured on a 135M model: 614 tokens/s scored, 455 sampled, where products do 235
 // GFLOP/s).
-constexpr double kInferenceShare = 0.8;
+constexpr double kInferenceShare = 0.6;
+// A copy in 8 bits is sampled from, on kernels of integers.
+constexpr double kSamplingSpeedUp = 2;
+// What training takes beside its products, which is in floats whatever those are in: as long as
+// this share of them would take in floats.
+constexpr double kBesideProducts = 1.0 / 3;
 // Bytes of a tokenizer.json for each entry of the vocabulary, merges included: 28 translated from a
 // GGUF file, 43 in most Hugging Face directories.
 constexpr int64_t kTokenizerBytesPerEntry = 35;
@@ -143,6 +148,17 @@ absl::Duration CostModel::InferenceTime(double tokens) const {
                   machine_.gflops * kInferenceShare);
 }
 
+absl::Duration CostModel::FloatTime(double flop) const {
+  return FlopTime(flop * (1 + kBesideProducts), machine_.gflops);
+}
+
+absl::Duration CostModel::TrainingTime(double flop) const {
+  const bool bfloat16 =
+      task_.compute_dtype == ComputeDtype::kBfloat16 && machine_.bfloat16_gflops > 0;
+  return FlopTime(flop, bfloat16 ? machine_.bfloat16_gflops : machine_.gflops) +
+         FlopTime(flop * kBesideProducts, machine_.gflops);
+}
+
 int64_t CostModel::inference_weights() const {
   return sizes_.block_weights * config_.num_hidden_layers + sizes_.head_weights;
 }
@@ -173,14 +189,16 @@ StageCost CostModel::Loading() const {
 StageCost CostModel::Calibrating() const {
   const CalibrationShape shape = CalibrationShapeOf(task_);
   const int64_t tokens = int64_t{shape.num_sequences} * shape.length_tokens;
-  const int64_t running = std::min(shape.num_sequences, 64);
-  const bool sampled = task_.calibration_path.empty();
-  return {
-      .stage = Stage::kCalibrating,
-      .duration = sampled ? InferenceTime(static_cast<double>(tokens)) : absl::Seconds(5),
-      .host_memory_bytes = kProgramBytes + source_bytes() +
-                           (sampled ? source_bytes() + KvBytes(running * shape.length_tokens) : 0),
-      .disk_bytes = tokens * static_cast<int64_t>(sizeof(int32_t))};
+  const int64_t running = std::min(shape.num_sampled, 64);
+  // Of the copy in 8 bits that sequences are sampled from.
+  const int64_t copy_bytes = running == 0 ? 0 : 2 * sizes_.total_weights;
+  return {.stage = Stage::kCalibrating,
+          .duration = absl::Seconds(5) +
+                      InferenceTime(static_cast<double>(shape.num_sampled) * shape.length_tokens) /
+                          kSamplingSpeedUp,
+          .host_memory_bytes =
+              kProgramBytes + source_bytes() + copy_bytes + KvBytes(running * shape.length_tokens),
+          .disk_bytes = tokens * static_cast<int64_t>(sizeof(int32_t))};
 }
 
 double CostModel::MomentWeights() const {
@@ -209,14 +227,14 @@ StageCost CostModel::Untrained() const {
   const double widest = std::max<double>(h, config_.intermediate_size);
   const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
   const double moments = MomentWeights();
-  const double flop =
-      tokens * 4 * p + (task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens));
-  return {.stage = Stage::kBlockAp,
-          .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
-          .host_memory_bytes =
-              kProgramBytes + source_bytes() +
-              static_cast<int64_t>(tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p),
-          .disk_bytes = 2 * sizes_.packed_bytes};
+  const double search = task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens);
+  return {
+      .stage = Stage::kBlockAp,
+      .duration = (TrainingTime(tokens * 4 * p) + FloatTime(search)) * config_.num_hidden_layers,
+      .host_memory_bytes =
+          kProgramBytes + source_bytes() +
+          static_cast<int64_t>(tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p),
+      .disk_bytes = 2 * sizes_.packed_bytes};
 }
 
 StageCost CostModel::BlockAp() const {
@@ -233,18 +251,18 @@ StageCost CostModel::BlockAp() const {
   if (*block.epoch_count > 0 || validation > 0) {
     passes = *block.target == BlockTarget::kSourceStream ? 1 : 2;
   }
-  double flop =
+  const double flop =
       train * *block.epoch_count * (6 * p + 12 * s * h) +
       (source + passes * (train + validation)) * (2 * p + 4 * s * h) +
       validation * *block.epoch_count * (2 * p + 4 * s * h) +
       Steps(block.sample_count, block.epoch_count, block.batch_size) * kWeightStepFlop * p;
-  if (*block.start == QuantStart::kGptq) flop += GptqFlop(train + validation);
+  const double search = *block.start == QuantStart::kGptq ? GptqFlop(train + validation) : 0;
   const double caches = (source + (1 + passes) * (train + validation)) * h * 4;
   const double tokens = *block.batch_size * s;
   const double activations =
       tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
   return {.stage = Stage::kBlockAp,
-          .duration = FlopTime(flop * config_.num_hidden_layers, machine_.gflops),
+          .duration = (TrainingTime(flop) + FloatTime(search)) * config_.num_hidden_layers,
           .host_memory_bytes =
               kProgramBytes + source_bytes() + static_cast<int64_t>(caches + activations + 24 * p),
           .disk_bytes = 2 * sizes_.packed_bytes};
@@ -286,7 +304,7 @@ StageCost CostModel::E2eQp() const {
     disk += 2 * 12 * weights;  // two generations of value and moments
   }
   return {.stage = Stage::kE2eQp,
-          .duration = FlopTime(flop, machine_.gflops),
+          .duration = TrainingTime(flop),
           .host_memory_bytes = kProgramBytes + source_bytes() + static_cast<int64_t>(memory),
           .disk_bytes = static_cast<int64_t>(disk)};
 }

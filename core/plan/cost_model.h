@@ -53,6 +53,9 @@ class CostModel {
  private:
   int64_t source_bytes() const;
   absl::Duration InferenceTime(double tokens) const;
+  // Of products in the task's numbers, and of products of floats, with what goes on between them.
+  absl::Duration TrainingTime(double flop) const;
+  absl::Duration FloatTime(double flop) const;
   // Weights that one token is multiplied with: the blocks and the head, tied or not.
   int64_t inference_weights() const;
   // Keys and values of `tokens` tokens, in floats.

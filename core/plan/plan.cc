@@ -57,6 +57,7 @@ absl::Status CheckUsed(const Task& task) {
   if (task.method == QuantMethod::kRtn) {
     if (has_samples || has_training) return refuse("block_ap");
     if (!task.calibration_path.empty()) return refuse("calibration");
+    if (task.compute_dtype) return refuse("compute_dtype");
   }
   if (IsUntrained(task.method) && has_training) {
     return refuse("block_ap (beside sample_count and sequence_length_tokens)");
@@ -80,6 +81,16 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
   const BlockApSettings& block = task.block_ap;
   RETURN_IF_ERROR(
       CheckLength("block_ap.sequence_length_tokens", block.sequence_length_tokens, config));
+  const CalibrationShape shape = CalibrationShapeOf(task);
+  if (!task.calibration_path.empty() &&
+      shape.num_sampled > shape.num_sequences - shape.num_block_sequences) {
+    return Wrong("calibration.sampled_count",
+                 absl::StrCat("is ", shape.num_sampled, ", but of ", shape.num_sequences,
+                              " sequences Block-AP takes ", shape.num_block_sequences,
+                              " of the text; wanted at most ",
+                              shape.num_sequences - shape.num_block_sequences,
+                              ", or no text: then all are sampled"));
+  }
   if (IsUntrained(task.method)) return absl::OkStatus();
   RETURN_IF_ERROR(CheckBatch("block_ap", *block.batch_size, *block.sample_count));
   if (task.format.symmetric && *block.zero_point_learning_rate > 0) {
@@ -159,6 +170,11 @@ std::string WhatFits(Task task, const ModelConfig& config, const Machine& machin
 
 }  // namespace
 
+ComputeDtype FasterDtype(const Machine& machine) {
+  return machine.bfloat16_gflops > machine.gflops ? ComputeDtype::kBfloat16
+                                                  : ComputeDtype::kFloat32;
+}
+
 absl::string_view StageName(Stage stage) {
   switch (stage) {
     case Stage::kLoading:
@@ -185,11 +201,14 @@ CalibrationShape CalibrationShapeOf(const Task& resolved) {
   CalibrationShape shape{
       .num_sequences = *block.sample_count + block.validation_sample_count.value_or(0),
       .length_tokens = *block.sequence_length_tokens};
+  shape.num_block_sequences = shape.num_sequences;
   if (resolved.method == QuantMethod::kBlockApE2eQp) {
     shape.num_sequences = std::max(shape.num_sequences,
                                    *resolved.e2e_qp.first_sample + *resolved.e2e_qp.sample_count);
     shape.length_tokens = std::max(shape.length_tokens, *resolved.e2e_qp.sequence_length_tokens);
   }
+  shape.num_sampled =
+      resolved.calibration_path.empty() ? shape.num_sequences : resolved.calibration_sampled_count;
   return shape;
 }
 
@@ -209,6 +228,10 @@ absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
   RETURN_IF_ERROR(task.format.Validate());
   RETURN_IF_ERROR(CheckUsed(task));
   PlanResult plan{.resolved = task};
+  if (task.method != QuantMethod::kRtn && !task.compute_dtype) {
+    plan.resolved.compute_dtype =
+        task.preset == Preset::kReference ? ComputeDtype::kFloat32 : FasterDtype(machine);
+  }
   ApplyPreset(config, plan.resolved);
   RETURN_IF_ERROR(CheckResolved(plan.resolved, config));
   const CostModel costs(plan.resolved, config, machine);
@@ -224,13 +247,15 @@ absl::StatusOr<TunePlan> PlanTune(const TuneTask& task, const ModelConfig& confi
                                   int64_t num_tokens) {
   RETURN_IF_ERROR(config.Validate());
   RETURN_IF_ERROR(format.Validate());
-  TunePlan plan{.resolved = ResolvedTuneTask(task, config)};
+  TunePlan plan{.resolved = ResolvedTuneTask(task, config, machine)};
   const TuneSettings& settings = plan.resolved.settings;
   RETURN_IF_ERROR(
       CheckLength("settings.sequence_length_tokens", settings.sequence_length_tokens, config));
   RETURN_IF_ERROR(CheckEvaluation(plan.resolved.evaluation, config));
-  const Task training{
-      .format = format, .evaluation = plan.resolved.evaluation, .e2e_qp = E2eSettingsOf(settings)};
+  const Task training{.format = format,
+                      .evaluation = plan.resolved.evaluation,
+                      .e2e_qp = E2eSettingsOf(settings),
+                      .compute_dtype = settings.compute_dtype};
   // The base is packed: there is no source.
   Machine without_source = machine;
   without_source.source_bytes_per_weight = 0;

@@ -20,18 +20,21 @@ enum class Stage { kLoading, kCalibrating, kBlockAp, kE2eQp, kPacking, kEvaluati
 // "LOADING", ... as in the proto's Progress.Stage.
 absl::string_view StageName(Stage stage);
 
-// The share of a large product's rate that training reaches over all that it does.
-inline constexpr double kTrainingShare = 0.75;
-
 // What the run may count on.
 struct Machine {
   int num_threads = 2;
   int64_t memory_bytes = 0;  // 0: unknown, not checked
-  double gflops = 80;        // of a training step, all threads together
+  // Billions of floating-point operations per second of a large product, all threads together; of
+  // bfloat16 only where the device has it in hardware, else 0.
+  double gflops = 107;
+  double bfloat16_gflops = 0;
   // Of the checkpoint as it lies in memory: 2 for mapped 16-bit files, 4 for F32 and for
   // quantized GGUF files, which are held dequantized.
   int source_bytes_per_weight = 4;
 };
+
+// What a task is computed in that does not say.
+ComputeDtype FasterDtype(const Machine& machine);
 
 // Machine::source_bytes_per_weight of a checkpoint whose files hold `weight_bytes`.
 int SourceBytesPerWeight(const ModelConfig& config, int64_t weight_bytes);
@@ -63,6 +66,9 @@ struct PlanResult {
 // `sequence_length_tokens` of a row.
 struct CalibrationShape {
   int num_sequences = 0;  // 0: the method needs none
+  // Of these, sampled from the model; where others are not, evenly among those after Block-AP's.
+  int num_sampled = 0;
+  int num_block_sequences = 0;
   int length_tokens = 0;
 };
 CalibrationShape CalibrationShapeOf(const Task& resolved);

@@ -115,6 +115,7 @@ Json SettingsToJson(const Task& task) {
   const BlockApSettings& block = task.block_ap;
   const E2eQpSettings& e2e = task.e2e_qp;
   return {{"method", std::string(MethodName(task.method))},
+          {"compute_dtype", NameOrNull(ComputeDtypeNames(), task.compute_dtype)},
           {"format",
            {{"bits", task.format.bits},
             {"group_size", task.format.group_size},
@@ -146,6 +147,14 @@ Json SettingsToJson(const Task& task) {
 }
 
 }  // namespace
+
+const EnumNames<std::optional<ComputeDtype>>& ComputeDtypeNames() {
+  static const auto* const names =
+      new EnumNames<std::optional<ComputeDtype>>{{"COMPUTE_DTYPE_UNSPECIFIED", 0, std::nullopt},
+                                                 {"FLOAT32", 1, ComputeDtype::kFloat32},
+                                                 {"BFLOAT16", 2, ComputeDtype::kBfloat16}};
+  return *names;
+}
 
 const EnumNames<std::optional<E2eTrainable>>& E2eTrainableNames() {
   static const auto* const names = new EnumNames<std::optional<E2eTrainable>>{
@@ -198,10 +207,13 @@ absl::StatusOr<Task> ParseTask(absl::string_view json) {
   root.Enum("method", MethodNames(), task.method);
   root.Enum("preset", PresetNames(), task.preset);
   root.Message("calibration", [&](ProtoJson& nested) {
-    if (nested.present()) nested.Path("path", {".txt", ".raw", ".jsonl"}, task.calibration_path);
+    if (!nested.present()) return;
+    nested.Path("path", {".txt", ".raw", ".jsonl"}, task.calibration_path);
+    nested.Int("sampled_count", 0, 65536, task.calibration_sampled_count);
   });
   root.Message("block_ap", [&](ProtoJson& nested) { ParseBlockAp(nested, task.block_ap); });
   root.Message("e2e_qp", [&](ProtoJson& nested) { ParseE2eQp(nested, task.e2e_qp); });
+  root.Enum("compute_dtype", ComputeDtypeNames(), task.compute_dtype);
   int64_t seed = 0;
   root.Int("seed", std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(), seed);
   task.seed = static_cast<uint64_t>(seed);
@@ -216,7 +228,8 @@ Json TaskToJson(const Task& task) {
   Json json = SettingsToJson(task);
   json["checkpoint"] = {{"path", task.checkpoint_path}, {"digest", task.checkpoint_digest}};
   json["preset"] = std::string(NameOf(PresetNames(), task.preset));
-  json["calibration"] = {{"path", task.calibration_path}};
+  json["calibration"] = {{"path", task.calibration_path},
+                         {"sampled_count", task.calibration_sampled_count}};
   json["evaluation"] = EvaluationDataToJson(task.evaluation);
   json["seed"] = task.seed;
   return json;

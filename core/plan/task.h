@@ -28,6 +28,8 @@ enum class Preset { kQuick, kStandard, kBest, kReference };
 enum class E2eLoss { kDistillation, kCrossEntropy };
 // What is trained end to end; kScales is E2E-QP as published.
 enum class E2eTrainable { kScales, kScalesAndNorms, kAll };
+// The numbers that products are computed in; sums, what is trained, and all else are in floats.
+enum class ComputeDtype { kFloat32, kBfloat16 };
 // Where Block-AP starts from.
 enum class QuantStart {
   kMinMax,  // the whole range of each group
@@ -89,10 +91,12 @@ struct Task {
   QuantFormat format;
   QuantMethod method = QuantMethod::kBlockApE2eQp;
   Preset preset = Preset::kStandard;
-  std::string calibration_path;  // below a data root; empty: sampled from the model
+  std::string calibration_path;       // below a data root; empty: sampled from the model
+  int calibration_sampled_count = 0;  // of the sequences, 0..65536; with a path
   EvaluationData evaluation;
   BlockApSettings block_ap;
   E2eQpSettings e2e_qp;
+  std::optional<ComputeDtype> compute_dtype;
   uint64_t seed = 0;
 };
 

@@ -13,6 +13,7 @@
 namespace quern {
 
 const EnumNames<std::optional<E2eTrainable>>& E2eTrainableNames();
+const EnumNames<std::optional<ComputeDtype>>& ComputeDtypeNames();
 
 // quern.quantization.v1.CheckpointSource; the member is required.
 void ParseCheckpoint(ProtoJson& json, std::string& path, std::string& digest);

@@ -22,6 +22,7 @@ void ParseSettings(ProtoJson& json, TuneSettings& settings) {
   json.Int("batch_size", 1, 1024, settings.batch_size);
   json.Number("learning_rate", 0, 1, settings.learning_rate);
   json.Enum("trainable", E2eTrainableNames(), settings.trainable);
+  json.Enum("compute_dtype", ComputeDtypeNames(), settings.compute_dtype);
   json.Int("held_out_count", 0, 1024, settings.held_out_count);
   if (settings.trainable == E2eTrainable::kAll) {
     json.Fail("trainable",
@@ -41,6 +42,7 @@ Json SettingsToJson(const TuneSettings& settings) {
           {"batch_size", OrNull(settings.batch_size)},
           {"learning_rate", OrNull(settings.learning_rate)},
           {"trainable", NameOrNull(E2eTrainableNames(), settings.trainable)},
+          {"compute_dtype", NameOrNull(ComputeDtypeNames(), settings.compute_dtype)},
           {"held_out_count", OrNull(settings.held_out_count)}};
 }
 
@@ -81,7 +83,7 @@ std::string TuneTaskDigest(const TuneTask& task) {
   return Sha256Hex(DumpCanonicalJson({{"tune", std::move(json)}}));
 }
 
-TuneTask ResolvedTuneTask(const TuneTask& task, const ModelConfig& config) {
+TuneTask ResolvedTuneTask(const TuneTask& task, const ModelConfig& config, const Machine& machine) {
   TuneTask resolved = task;
   TuneSettings& settings = resolved.settings;
   Fill(settings.sample_count, 1024);
@@ -90,6 +92,7 @@ TuneTask ResolvedTuneTask(const TuneTask& task, const ModelConfig& config) {
   Fill(settings.batch_size, 8);
   Fill(settings.learning_rate, 2e-3);
   Fill(settings.trainable, E2eTrainable::kScales);
+  Fill(settings.compute_dtype, FasterDtype(machine));
   ResolveChunkTokens(config, resolved.evaluation);
   return resolved;
 }

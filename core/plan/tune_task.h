@@ -25,7 +25,8 @@ struct TuneSettings {
   std::optional<int> batch_size;              // examples in a step, 1..1024
   std::optional<double> learning_rate;        // relative to the mean magnitude of each tensor
   std::optional<E2eTrainable> trainable;      // kScales or kScalesAndNorms
-  std::optional<int> held_out_count;          // 0..1024; not set: a tenth of the file's, at most 64
+  std::optional<ComputeDtype> compute_dtype;
+  std::optional<int> held_out_count;  // 0..1024; not set: a tenth of the file's, at most 64
 };
 
 struct TuneTask {
@@ -45,8 +46,9 @@ Json TuneTaskToJson(const TuneTask& task);
 // SHA-256, hex, over what decides the result beside the base and the examples' tokens.
 std::string TuneTaskDigest(const TuneTask& task);
 
-// `task` with every setting but held_out_count as a run on a model of `config` uses it.
-TuneTask ResolvedTuneTask(const TuneTask& task, const ModelConfig& config);
+// `task` with every setting but held_out_count as a run on a model of `config` on `machine` uses
+// it.
+TuneTask ResolvedTuneTask(const TuneTask& task, const ModelConfig& config, const Machine& machine);
 
 // The same settings for the trainer, which trains on examples one after the other.
 E2eQpSettings E2eSettingsOf(const TuneSettings& resolved);

@@ -134,7 +134,8 @@ absl::Status BlockTrainer::Start(const InputMoments& moments) {
 TorchBlock BlockTrainer::Student() const {
   TorchBlock student = block_;
   for (int i = 0; i < kNumBlockMatrices; ++i) {
-    student.linears[i].weight = FakeQuantize(block_.linears[i].weight, quant_[i]);
+    student.linears[i].weight =
+        FakeQuantize(block_.linears[i].weight, quant_[i]).to(context_.compute_dtype);
   }
   return student;
 }
@@ -275,7 +276,7 @@ absl::StatusOr<TrainedBlock> StartBlock(QuantStart start, const QuantFormat& for
 }
 
 TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,
-                        at::Device device) {
+                        at::ScalarType type, at::Device device) {
   TorchBlock block;
   const auto vector = [&](absl::string_view suffix) {
     const auto found = trained.vectors.find(BlockTensorName(layer, suffix));
@@ -289,9 +290,9 @@ TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,
     TorchLinear& linear = block.linears[i];
     linear.bias = vector(name + ".bias");
     if (form == WeightForm::kDense) {
-      linear.weight = ToDense(packed, device);
+      linear.weight = ToDense(packed, device).to(type);
     } else {
-      linear.coded = ToCodedMatrix(packed, device);
+      linear.coded = ToCodedMatrix(packed, type, device);
       linear.scale =
           at::tensor(UnpackScales(packed)).view({packed.rows, packed.num_groups()}).to(device);
     }

@@ -26,8 +26,9 @@ struct BlockApContext {
   const ModelConfig& config;
   const RotaryTables& rotary;
   const QuantFormat& format;
-  const BlockApSettings& settings;  // resolved
-  std::function<bool()> cancelled;  // may be empty
+  const BlockApSettings& settings;            // resolved
+  at::ScalarType compute_dtype = at::kFloat;  // of products
+  std::function<bool()> cancelled;            // may be empty
   // After each step of a block, with its loss; may be empty.
   std::function<void(int64_t step, double loss)> on_step;
 };
@@ -58,8 +59,10 @@ enum class WeightForm {
   kDense,  // to move activations on
   kCoded,  // to train scales
 };
-// The trained block for TorchOps. With kCoded the scales are new leaves that require no gradient.
-TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form, at::Device device);
+// The trained block for TorchOps, its products in `type`. With kCoded the scales are new leaves
+// that require no gradient.
+TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,
+                        at::ScalarType type, at::Device device);
 
 }  // namespace quern
 

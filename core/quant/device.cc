@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/cpu/Utils.h>
 #include <absl/strings/str_cat.h>
 #include <absl/time/clock.h>
 #include <dlfcn.h>
@@ -79,6 +80,33 @@ absl::StatusOr<DeviceInfo> FindCuda() {
   }
 }
 
+// Emulated, such products are slower than those of floats.
+bool MultipliesBfloat16(const at::Device& device) {
+  if (!device.is_cpu()) return true;
+  const auto capabilities = at::cpu::get_cpu_capabilities();
+  const auto has = [&](const char* name) {
+    const auto found = capabilities.find(name);
+    return found != capabilities.end() && found->second.isBool() && found->second.toBool();
+  };
+  return has("avx512_bf16") || has("amx_bf16");
+}
+
+double MeasureProducts(const at::Device& device, at::ScalarType type) {
+  constexpr int kRuns = 5;
+  const int64_t size = device.is_cuda() ? 4096 : 1024;
+  const at::Tensor a = at::ones({size, size}, at::device(device).dtype(type));
+  at::Tensor product = at::mm(a, a);
+  double best = 0;
+  for (int i = 0; i < kRuns; ++i) {
+    const absl::Time start = absl::Now();
+    at::mm_out(product, a, a);
+    product.narrow(0, 0, 1).narrow(1, 0, 1).item<double>();  // waits for a GPU
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    best = std::max(best, 2e-9 * static_cast<double>(size * size * size) / seconds);
+  }
+  return best;
+}
+
 }  // namespace
 
 absl::StatusOr<DeviceInfo> FindDevice(const std::string& device) {
@@ -103,22 +131,12 @@ absl::StatusOr<at::Device> PrepareDevice(const std::string& device, int num_thre
   return at::Device(info.name == "cuda" ? at::kCUDA : at::kCPU);
 }
 
-absl::StatusOr<double> MeasureGflops(const std::string& device, int num_threads) {
+absl::StatusOr<ProductRates> MeasureProductRates(const std::string& device, int num_threads) {
   ASSIGN_OR_RETURN(const at::Device where, PrepareDevice(device, num_threads));
-  return WithoutExceptions([&]() -> absl::StatusOr<double> {
-    constexpr int kRuns = 5;
-    const int64_t size = where.is_cuda() ? 4096 : 1024;
-    const at::Tensor a = at::ones({size, size}, at::device(where).dtype(at::kFloat));
-    at::Tensor product = at::mm(a, a);
-    double best = 0;
-    for (int i = 0; i < kRuns; ++i) {
-      const absl::Time start = absl::Now();
-      at::mm_out(product, a, a);
-      product.narrow(0, 0, 1).narrow(1, 0, 1).item<float>();  // waits for a GPU
-      const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-      best = std::max(best, 2e-9 * static_cast<double>(size * size * size) / seconds);
-    }
-    return best;
+  return WithoutExceptions([&]() -> absl::StatusOr<ProductRates> {
+    return ProductRates{
+        .float32 = MeasureProducts(where, at::kFloat),
+        .bfloat16 = MultipliesBfloat16(where) ? MeasureProducts(where, at::kBFloat16) : 0};
   });
 }
 

@@ -45,7 +45,7 @@ class HeadLoss : public Function<HeadLoss> {
     double sum = 0;
     for (int64_t begin = 0; begin < num_rows; begin += kSliceRows) {
       const int64_t count = std::min(kSliceRows, num_rows - begin);
-      const at::Tensor log_p = at::linear(hidden.narrow(0, begin, count), head).log_softmax(1);
+      const at::Tensor log_p = LogSoftmax(hidden.narrow(0, begin, count), head);
       at::Tensor grad_logits = log_p.exp();
       if (reference.targets.defined()) {
         const at::Tensor target = reference.targets.narrow(0, begin, count).unsqueeze(1);
@@ -53,14 +53,12 @@ class HeadLoss : public Function<HeadLoss> {
         grad_logits.scatter_add_(1, target, at::full({count, 1}, -1.0, hidden.options()));
       } else {
         at::Tensor log_q =
-            at::linear(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head)
-                .log_softmax(1);
+            LogSoftmax(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head);
         const at::Tensor q = log_q.exp();
         grad_logits.sub_(q);
         sum += log_q.sub_(log_p).mul_(q).sum().item<double>();
       }
-      at::Tensor rows = grad.narrow(0, begin, count);
-      at::mm_out(rows, grad_logits, head);
+      grad.narrow(0, begin, count).copy_(at::mm(grad_logits.to(head.scalar_type()), head));
     }
     context->save_for_backward({grad.mul_(1.0 / static_cast<double>(num_rows))});
     return at::full({}, sum / static_cast<double>(num_rows), hidden.options());
@@ -68,6 +66,11 @@ class HeadLoss : public Function<HeadLoss> {
 
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
     return {context->get_saved_variables()[0] * grad_outputs[0], at::Tensor(), at::Tensor()};
+  }
+
+ private:
+  static at::Tensor LogSoftmax(const at::Tensor& hidden, const at::Tensor& head) {
+    return at::linear(hidden.to(head.scalar_type()), head).log_softmax(1, at::kFloat);
   }
 };
 
@@ -164,9 +167,10 @@ void ScaleTrainer::Start() {
   const double rate = *context_.settings.learning_rate;
   const double weight_rate = *context_.settings.weight_learning_rate;
   for (size_t layer = 0; layer < trained_.size(); ++layer) {
-    const auto form = all ? WeightForm::kDense : WeightForm::kCoded;
-    model_.blocks.push_back(
-        ToTorchBlock(static_cast<int>(layer), trained_[layer], form, model_.embedding.device()));
+    // Weights in training are held in float, and rounded for each step.
+    model_.blocks.push_back(ToTorchBlock(
+        static_cast<int>(layer), trained_[layer], all ? WeightForm::kDense : WeightForm::kCoded,
+        all ? at::kFloat : context_.compute_dtype, model_.embedding.device()));
     TorchBlock& block = model_.blocks.back();
     for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix) {
       TorchLinear& linear = block.linears[matrix];
@@ -226,7 +230,8 @@ TorchBlock ScaleTrainer::ServedBlock(size_t layer) const {
     if (quant_.empty()) {
       linear.scale = RoundScale(linear.scale);
     } else {
-      linear.weight = FakeQuantizeLevels(linear.weight, quant_[layer * kNumBlockMatrices + matrix]);
+      const QuantParameters& quant = quant_[layer * kNumBlockMatrices + matrix];
+      linear.weight = FakeQuantizeLevels(linear.weight, quant).to(context_.compute_dtype);
     }
   }
   return block;

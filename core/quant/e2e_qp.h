@@ -25,7 +25,8 @@ namespace quern {
 struct E2eQpContext {
   const ModelConfig& config;
   const RotaryTables& rotary;
-  const E2eQpSettings& settings;  // resolved
+  const E2eQpSettings& settings;              // resolved
+  at::ScalarType compute_dtype = at::kFloat;  // of products
   TrainingDirectory& directory;
   // The least time between two states on disk (more where saving takes long); the result does not
   // depend on it.
@@ -38,7 +39,8 @@ struct E2eQpContext {
   std::function<void(int64_t step, int64_t num_steps, double loss)> on_step;
 };
 
-// What the model is besides its blocks; `head` is [vocab_size, hidden_size].
+// What the model is besides its blocks; `head` is [vocab_size, hidden_size], in the type of its
+// products.
 struct OuterTensors {
   at::Tensor embedding;
   at::Tensor final_norm;
@@ -71,7 +73,7 @@ absl::Status TrainScales(const E2eQpContext& context, const E2eData& data,
                          const OuterTensors& student, std::vector<TrainedBlock>& blocks);
 
 // Mean loss over the rows of `hidden` [num_rows, hidden_size], differentiable in `hidden` alone,
-// without ever holding more than a slice of the logits:
+// without ever holding more than a slice of the logits; products in the type of the heads:
 // KL(softmax(teacher_hidden * teacher_head^T) || softmax(hidden * head^T)).
 at::Tensor DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
                             const at::Tensor& teacher_hidden, const at::Tensor& teacher_head);

@@ -138,19 +138,31 @@ class StraightThrough : public Function<StraightThrough> {
   }
 };
 
+// Calls body with a pointer to the elements of a tensor of floats or bfloat16.
+template <typename Body>
+void WithElements(const at::Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == at::kBFloat16) {
+    body(reinterpret_cast<Bfloat16Bits*>(tensor.data_ptr<at::BFloat16>()));
+  } else {
+    body(tensor.data_ptr<float>());
+  }
+}
+
 at::Tensor DequantizeCodes(const at::Tensor& scale, const CodedMatrix& matrix) {
   RECORD_USER_SCOPE("quern::dequantize");
   const GroupShape& shape = matrix.shape;
   if (!OnCpu(scale)) {
-    return (matrix.codes - ToColumns(matrix.zero_point, shape)) * ToColumns(scale, shape);
+    return ((matrix.codes - ToColumns(matrix.zero_point, shape)) * ToColumns(scale, shape))
+        .to(matrix.type);
   }
-  at::Tensor weight = at::empty({shape.rows, shape.cols}, scale.options());
+  at::Tensor weight = at::empty({shape.rows, shape.cols}, scale.options().dtype(matrix.type));
   const GroupGrid<float> grid{scale.const_data_ptr<float>(),
                               matrix.zero_point.const_data_ptr<float>()};
   const uint8_t* codes = matrix.codes.const_data_ptr<uint8_t>();
-  float* out = weight.data_ptr<float>();
-  ParallelRows(shape, [&](int64_t begin, int64_t end) {
-    DequantizeRows(shape, codes, grid, begin, end, out);
+  WithElements(weight, [&](auto* out) {
+    ParallelRows(shape, [&](int64_t begin, int64_t end) {
+      DequantizeRows(shape, codes, grid, begin, end, out);
+    });
   });
   return weight;
 }
@@ -158,15 +170,17 @@ at::Tensor DequantizeCodes(const at::Tensor& scale, const CodedMatrix& matrix) {
 at::Tensor ReduceScaleGradient(const at::Tensor& grad_weight, const CodedMatrix& matrix) {
   const GroupShape& shape = matrix.shape;
   if (!OnCpu(grad_weight)) {
-    return SumGroups((matrix.codes - ToColumns(matrix.zero_point, shape)) * grad_weight, shape);
+    return SumGroups(
+        (matrix.codes - ToColumns(matrix.zero_point, shape)) * grad_weight.to(at::kFloat), shape);
   }
-  at::Tensor grad_scale = at::empty({shape.rows, shape.num_groups()}, grad_weight.options());
+  at::Tensor grad_scale = at::empty({shape.rows, shape.num_groups()}, matrix.zero_point.options());
   const uint8_t* codes = matrix.codes.const_data_ptr<uint8_t>();
   const float* zero_points = matrix.zero_point.const_data_ptr<float>();
-  const float* grad = grad_weight.const_data_ptr<float>();
   float* out = grad_scale.data_ptr<float>();
-  ParallelRows(shape, [&](int64_t begin, int64_t end) {
-    ReduceScaleGradientRows(shape, codes, zero_points, grad, begin, end, out);
+  WithElements(grad_weight, [&](const auto* grad) {
+    ParallelRows(shape, [&](int64_t begin, int64_t end) {
+      ReduceScaleGradientRows(shape, codes, zero_points, grad, begin, end, out);
+    });
   });
   return grad_scale;
 }
@@ -189,7 +203,8 @@ class CodedLinearFunction : public Function<CodedLinearFunction> {
         {codes.size(0), codes.size(1), context->saved_data["group_size"].toInt(),
          static_cast<int>(context->saved_data["bits"].toInt())},
         codes,
-        saved[3]};
+        saved[3],
+        saved[0].scalar_type()};
     const at::Tensor grad = grad_outputs[0].reshape({-1, matrix.shape.rows});
     at::Tensor grad_x;
     if (context->needs_input_grad(0)) {
@@ -345,10 +360,11 @@ QuantParameters ToQuantParameters(const PackedTensor& tensor, at::Device device)
   return result;
 }
 
-CodedMatrix ToCodedMatrix(const PackedTensor& tensor, at::Device device) {
+CodedMatrix ToCodedMatrix(const PackedTensor& tensor, at::ScalarType type, at::Device device) {
   const std::vector<uint8_t> codes = UnpackCodes(tensor);
   const std::vector<uint8_t> zero_points = UnpackZeroPoints(tensor);
-  CodedMatrix matrix{.shape = {tensor.rows, tensor.cols, tensor.group_size, tensor.bits}};
+  CodedMatrix matrix{.shape = {tensor.rows, tensor.cols, tensor.group_size, tensor.bits},
+                     .type = type};
   at::Tensor bytes = at::empty({tensor.rows, tensor.cols}, at::kByte);
   std::copy(codes.begin(), codes.end(), bytes.data_ptr<uint8_t>());
   matrix.codes = bytes.to(device);

@@ -80,14 +80,16 @@ QuantParameters ToQuantParameters(const PackedTensor& tensor, at::Device device)
 // A packed matrix whose scales can be trained; everything else is fixed.
 struct CodedMatrix {
   GroupShape shape;
-  at::Tensor codes;       // bytes, [rows, cols]
-  at::Tensor zero_point;  // float, [rows, num_groups]
+  at::Tensor codes;                  // bytes, [rows, cols]
+  at::Tensor zero_point;             // float, [rows, num_groups]
+  at::ScalarType type = at::kFloat;  // of W in products: float or bfloat16
 };
-CodedMatrix ToCodedMatrix(const PackedTensor& tensor, at::Device device);
+CodedMatrix ToCodedMatrix(const PackedTensor& tensor, at::ScalarType type, at::Device device);
 
 // x * W^T + bias with W = (codes - zero_point) * scale; differentiable in x and scale. W and its
 // gradient live only inside the call, forward and backward: a model's dense weights are never in
-// memory at once. x: [..., cols]; scale: [rows, num_groups]; bias may be undefined.
+// memory at once. x: [..., cols], of W's type as bias is, which may be undefined; scale: float,
+// [rows, num_groups].
 at::Tensor CodedLinear(const at::Tensor& x, const at::Tensor& scale, const CodedMatrix& matrix,
                        const at::Tensor& bias);
 

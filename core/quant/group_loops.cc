@@ -326,6 +326,50 @@ QUERN_INLINE void RefineCodes(const GroupShape& shape, const float* original, co
   }
 }
 
+QUERN_INLINE float ToFloat(float value) { return value; }
+QUERN_INLINE float ToFloat(Bfloat16Bits value) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(value) << 16);
+}
+QUERN_INLINE void Store(float value, float* to) { *to = value; }
+// To nearest, ties to even; weights are finite.
+QUERN_INLINE void Store(float value, Bfloat16Bits* to) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value);
+  *to = static_cast<Bfloat16Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+template <typename T>
+QUERN_INLINE void Dequantize(const GroupShape& shape, const uint8_t* codes,
+                             const GroupGrid<float>& grid, int64_t row_begin, int64_t row_end,
+                             T* weights) {
+  ForEachGroup(shape, row_begin, row_end,
+               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+                 const float scale = grid.scales[group];
+                 const float zero_point = grid.zero_points[group];
+#pragma omp simd
+                 for (int64_t k = 0; k < length; ++k) {
+                   Store((static_cast<float>(codes[first + k]) - zero_point) * scale,
+                         &weights[first + k]);
+                 }
+               });
+}
+
+template <typename T>
+QUERN_INLINE void ReduceScaleGradient(const GroupShape& shape, const uint8_t* codes,
+                                      const float* zero_points, const T* grad_weights,
+                                      int64_t row_begin, int64_t row_end, float* grad_scales) {
+  ForEachGroup(shape, row_begin, row_end,
+               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
+                 const float zero_point = zero_points[group];
+                 float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                 for (int64_t k = 0; k < length; ++k) {
+                   sum += (static_cast<float>(codes[first + k]) - zero_point) *
+                          ToFloat(grad_weights[first + k]);
+                 }
+                 grad_scales[group] = sum;
+               });
+}
+
 }  // namespace
 
 float StoredScale(float scale) { return ToStoredScale(scale); }
@@ -378,34 +422,33 @@ void FakeQuantizeRowsBackward<double>(const GroupShape& shape, const double* wei
            grad_zero_points);
 }
 
+template <>
 QUERN_CLONES void DequantizeRows(const GroupShape& shape, const uint8_t* codes,
                                  const GroupGrid<float>& grid, int64_t row_begin, int64_t row_end,
                                  float* weights) {
-  ForEachGroup(shape, row_begin, row_end,
-               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
-                 const float scale = grid.scales[group];
-                 const float zero_point = grid.zero_points[group];
-#pragma omp simd
-                 for (int64_t k = 0; k < length; ++k) {
-                   weights[first + k] = (static_cast<float>(codes[first + k]) - zero_point) * scale;
-                 }
-               });
+  Dequantize(shape, codes, grid, row_begin, row_end, weights);
 }
 
+template <>
+QUERN_CLONES void DequantizeRows(const GroupShape& shape, const uint8_t* codes,
+                                 const GroupGrid<float>& grid, int64_t row_begin, int64_t row_end,
+                                 Bfloat16Bits* weights) {
+  Dequantize(shape, codes, grid, row_begin, row_end, weights);
+}
+
+template <>
 QUERN_CLONES void ReduceScaleGradientRows(const GroupShape& shape, const uint8_t* codes,
                                           const float* zero_points, const float* grad_weights,
                                           int64_t row_begin, int64_t row_end, float* grad_scales) {
-  ForEachGroup(shape, row_begin, row_end,
-               [&](int64_t group, int64_t first, int64_t length) QUERN_LAMBDA_INLINE {
-                 const float zero_point = zero_points[group];
-                 float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                 for (int64_t k = 0; k < length; ++k) {
-                   sum += (static_cast<float>(codes[first + k]) - zero_point) *
-                          grad_weights[first + k];
-                 }
-                 grad_scales[group] = sum;
-               });
+  ReduceScaleGradient(shape, codes, zero_points, grad_weights, row_begin, row_end, grad_scales);
+}
+
+template <>
+QUERN_CLONES void ReduceScaleGradientRows(const GroupShape& shape, const uint8_t* codes,
+                                          const float* zero_points,
+                                          const Bfloat16Bits* grad_weights, int64_t row_begin,
+                                          int64_t row_end, float* grad_scales) {
+  ReduceScaleGradient(shape, codes, zero_points, grad_weights, row_begin, row_end, grad_scales);
 }
 
 QUERN_CLONES void SearchGridRows(const GroupShape& shape, bool symmetric, const float* weights,

@@ -25,6 +25,8 @@ struct GroupShape {
   int max_code() const { return (1 << bits) - 1; }
 };
 
+enum class Bfloat16Bits : uint16_t {};
+
 // What a group shares, as the forward pass uses it: scales not zero, zero points whole and in
 // [0, max_code].
 template <typename T>
@@ -53,13 +55,15 @@ void FakeQuantizeRowsBackward(const GroupShape& shape, const T* weights, const G
                               const T* grad_fake, int64_t row_begin, int64_t row_end,
                               T* grad_weights, T* grad_scales, T* grad_zero_points);
 
-// weights = (code - zero_point) * scale.
+// weights = (code - zero_point) * scale, rounded to T: float or Bfloat16Bits.
+template <typename T>
 void DequantizeRows(const GroupShape& shape, const uint8_t* codes, const GroupGrid<float>& grid,
-                    int64_t row_begin, int64_t row_end, float* weights);
+                    int64_t row_begin, int64_t row_end, T* weights);
 
-// grad_scales = sum over the group of (code - zero_point) * grad_weights.
+// grad_scales = sum over the group of (code - zero_point) * grad_weights, of T as above.
+template <typename T>
 void ReduceScaleGradientRows(const GroupShape& shape, const uint8_t* codes,
-                             const float* zero_points, const float* grad_weights, int64_t row_begin,
+                             const float* zero_points, const T* grad_weights, int64_t row_begin,
                              int64_t row_end, float* grad_scales);
 
 // The scale and zero point that the search below gives a group.

@@ -25,6 +25,7 @@ struct Frame : at::ObserverContext {
   absl::Time start;
   absl::Duration of_callees;
   double flop = 0;
+  bool bfloat16 = false;
 };
 
 thread_local Frame* innermost = nullptr;
@@ -69,9 +70,14 @@ double FlopOf(absl::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
   return 0;
 }
 
+bool OfBfloat16(c10::ArrayRef<const c10::IValue> inputs) {
+  return inputs[0].toTensor().scalar_type() == at::kBFloat16;
+}
+
 std::unique_ptr<at::ObserverContext> OnStart(const at::RecordFunction& function) {
   auto frame = std::make_unique<Frame>();
   frame->flop = FlopOf(function.name(), function.inputs());
+  frame->bfloat16 = frame->flop > 0 && OfBfloat16(function.inputs());
   frame->caller = innermost;
   innermost = frame.get();
   frame->start = absl::Now();
@@ -85,7 +91,8 @@ void OnEnd(const at::RecordFunction& function, at::ObserverContext* context) {
   if (innermost != nullptr) innermost->of_callees += elapsed;
   Totals& totals = TheTotals();
   MutexLock lock(&totals.mutex);
-  ProfileRow& row = totals.rows[function.name()];
+  ProfileRow& row = totals.rows[absl::StrCat(function.name(), frame->bfloat16 ? " bfloat16" : "")];
+  row.bfloat16 = frame->bfloat16;
   ++row.num_calls;
   row.seconds += absl::ToDoubleSeconds(elapsed - frame->of_callees);
   row.flop += frame->flop;
@@ -121,7 +128,7 @@ std::vector<ProfileRow> StopProfile() {
 }
 
 std::string FormatProfile(const std::vector<ProfileRow>& rows, double wall_seconds,
-                          double peak_gflops) {
+                          const ProductRates& peak) {
   std::string text = absl::StrFormat("%-60s %9s %9s %7s %9s\n", "operation", "calls", "seconds",
                                      "share", "GFLOP/s");
   const auto add = [&](const ProfileRow& row) {
@@ -131,7 +138,7 @@ std::string FormatProfile(const std::vector<ProfileRow>& rows, double wall_secon
         row.flop > 0 ? absl::StrFormat("%.1f", row.flop / row.seconds / 1e9) : "");
   };
   ProfileRow others{.name = "others"};
-  ProfileRow products;
+  ProfileRow products[2] = {{.name = "floats"}, {.name = "bfloat16", .bfloat16 = true}};
   double counted = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (i < kMaxRows) {
@@ -143,21 +150,26 @@ std::string FormatProfile(const std::vector<ProfileRow>& rows, double wall_secon
     }
     counted += rows[i].seconds;
     if (rows[i].flop > 0) {
-      products.seconds += rows[i].seconds;
-      products.flop += rows[i].flop;
+      products[rows[i].bfloat16].seconds += rows[i].seconds;
+      products[rows[i].bfloat16].flop += rows[i].flop;
     }
   }
   if (others.num_calls > 0) add(others);
   add({.name = "outside LibTorch", .seconds = std::max(0.0, wall_seconds - counted)});
-  absl::StrAppendFormat(
-      &text,
-      "products: %.1f %% of %.1f s, %.0f GFLOP/s while they run (%.0f %% of this machine's %.0f), "
-      "%.0f over all of it (%.0f %%)\n",
-      100 * products.seconds / wall_seconds, wall_seconds,
-      products.seconds > 0 ? products.flop / products.seconds / 1e9 : 0,
-      products.seconds > 0 ? 100 * products.flop / products.seconds / 1e9 / peak_gflops : 0,
-      peak_gflops, products.flop / wall_seconds / 1e9,
-      100 * products.flop / wall_seconds / 1e9 / peak_gflops);
+  double least_seconds = 0;
+  for (const ProfileRow& kind : products) {
+    const double peak_gflops = kind.bfloat16 ? peak.bfloat16 : peak.float32;
+    if (kind.flop == 0 || peak_gflops == 0) continue;
+    const double gflops = kind.flop / kind.seconds / 1e9;
+    absl::StrAppendFormat(
+        &text, "products of %s: %.1f %% of %.1f s, %.0f GFLOP/s (%.0f %% of this machine's %.0f)\n",
+        kind.name, 100 * kind.seconds / wall_seconds, wall_seconds, gflops,
+        100 * gflops / peak_gflops, peak_gflops);
+    least_seconds += kind.flop / peak_gflops / 1e9;
+  }
+  absl::StrAppendFormat(&text,
+                        "at those rates all products would take %.1f s, %.0f %% of the time\n",
+                        least_seconds, 100 * least_seconds / wall_seconds);
   return text;
 }
 

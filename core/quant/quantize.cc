@@ -96,6 +96,7 @@ class TrainingRun {
         calibration_(calibration),
         options_(options),
         device_(device),
+        compute_dtype_(ToScalarType(*task.compute_dtype)),
         with_e2e_(task.method == QuantMethod::kBlockApE2eQp) {}
 
   absl::Status Run(PackedModel& model);
@@ -133,6 +134,7 @@ class TrainingRun {
   const std::vector<std::vector<int32_t>>& calibration_;
   const QuantizeOptions& options_;
   const at::Device device_;
+  const at::ScalarType compute_dtype_;
   const bool with_e2e_;
 };
 
@@ -186,7 +188,7 @@ absl::StatusOr<TrainedBlock> TrainingRun::TrainNextBlock(const BlockApContext& c
   if (*task_.block_ap.target != BlockTarget::kQuantizedStream) targets.push_back(&source_states);
   if (*task_.block_ap.target != BlockTarget::kSourceStream) {
     reached = states.Copy();
-    reached->Advance(context.config, context.rotary, layer, source);
+    reached->Advance(context.config, context.rotary, layer, WithProductsIn(compute_dtype_, source));
     targets.push_back(&*reached);
   }
   return TrainBlock(context, layer, source, states, targets, moments);
@@ -200,7 +202,12 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   const RotaryTables source_rotary =
       MakeRotaryTables(config, static_cast<int>(source_states.num_tokens()), device_);
   const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
-  const BlockApContext context{config, rotary, task_.format, task_.block_ap, options_.cancelled};
+  const BlockApContext context{.config = config,
+                               .rotary = rotary,
+                               .format = task_.format,
+                               .settings = task_.block_ap,
+                               .compute_dtype = compute_dtype_,
+                               .cancelled = options_.cancelled};
   blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
   // Else the start is all there is, and the quantized stream is not needed.
@@ -221,8 +228,8 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
                                      ? InputMoments::Form::kFull
                                      : InputMoments::Form::kDiagonal};
     if (trains || with_e2e_ || num_loaded < config.num_hidden_layers) {
-      source_states.Advance(config, source_rotary, layer, source, trains ? &moments : nullptr,
-                            num_block_sequences());
+      source_states.Advance(config, source_rotary, layer, WithProductsIn(compute_dtype_, source),
+                            trains ? &moments : nullptr, num_block_sequences());
     }
     if (trains) {
       absl::StatusOr<TrainedBlock> trained =
@@ -233,8 +240,9 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
       blocks.push_back(*std::move(trained));
     }
     if (states.has_value() && layer + 1 < config.num_hidden_layers) {
-      states->Advance(config, rotary, layer,
-                      ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
+      states->Advance(
+          config, rotary, layer,
+          ToTorchBlock(layer, blocks[layer], WeightForm::kDense, compute_dtype_, device_));
     }
     Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers,
            trains_blocks ? std::optional(blocks[layer].loss) : std::nullopt);
@@ -259,7 +267,8 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
     if (layer >= num_loaded) {
       ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
       InputMoments moments{.form = InputMoments::Form::kFull};
-      states.Copy().Advance(config, rotary, layer, source, &moments, states.num_sequences());
+      states.Copy().Advance(config, rotary, layer, WithProductsIn(compute_dtype_, source), &moments,
+                            states.num_sequences());
       ASSIGN_OR_RETURN(TrainedBlock block,
                        task_.method == QuantMethod::kAwq
                            ? QuantizeBlockByAwq(task_.format, layer, source, std::move(moments))
@@ -268,8 +277,9 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
       blocks.push_back(std::move(block));
     }
     if (layer + 1 < config.num_hidden_layers) {
-      states.Advance(config, rotary, layer,
-                     ToTorchBlock(layer, blocks[layer], WeightForm::kDense, device_));
+      states.Advance(
+          config, rotary, layer,
+          ToTorchBlock(layer, blocks[layer], WeightForm::kDense, compute_dtype_, device_));
     }
     Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, std::nullopt);
   }
@@ -285,16 +295,21 @@ absl::Status TrainingRun::TrainEndToEnd(TrainingDirectory& directory,
   const E2eQpContext context{.config = checkpoint_.config(),
                              .rotary = rotary,
                              .settings = task_.e2e_qp,
+                             .compute_dtype = compute_dtype_,
                              .directory = directory,
                              .cancelled = options_.cancelled,
                              .on_step = [this](int64_t step, int64_t num_steps, double loss) {
                                Report(Stage::kE2eQp, step, num_steps, loss);
                              }};
+  OuterTensors teacher = source;
+  teacher.head = teacher.head.to(compute_dtype_);
+  OuterTensors student = served;
+  student.head = student.head.to(compute_dtype_);
   const CalibrationData data(checkpoint_.config(), task_.e2e_qp,
                              ToTokenTensor(calibration_, *task_.e2e_qp.first_sample,
                                            *task_.e2e_qp.sample_count, num_tokens, device_),
-                             source_states, source);
-  return TrainScales(context, data, served, blocks);
+                             source_states, teacher);
+  return TrainScales(context, data, student, blocks);
 }
 
 absl::Status TrainingRun::Run(PackedModel& model) {

@@ -54,9 +54,13 @@ struct DeviceInfo {
 // there. Must be called before any other use of LibTorch.
 absl::StatusOr<DeviceInfo> FindDevice(const std::string& device);
 
-// Billions of floating-point operations per second that a product of large matrices of 32-bit
-// floats reaches there now; takes a fraction of a second. Errors as FindDevice.
-absl::StatusOr<double> MeasureGflops(const std::string& device, int num_threads);
+// Billions of floating-point operations per second that a product of large matrices reaches.
+struct ProductRates {
+  double float32 = 0;
+  double bfloat16 = 0;  // 0 where the device does not have such products in hardware
+};
+// Those of the device now; takes a fraction of a second. Errors as FindDevice.
+absl::StatusOr<ProductRates> MeasureProductRates(const std::string& device, int num_threads);
 
 }  // namespace quern
 

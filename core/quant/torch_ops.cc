@@ -44,7 +44,7 @@ RotaryTables MakeRotaryTables(const ModelConfig& config, int num_tokens, at::Dev
 
 void TorchOps::Observe(BlockMatrix matrix, const at::Tensor& x, const at::Tensor& residual) {
   if (moments_ == nullptr) return;
-  at::Tensor rows = x.reshape({-1, x.size(-1)});
+  at::Tensor rows = x.reshape({-1, x.size(-1)}).to(at::kFloat);
   if (residual.defined()) {
     const at::Tensor norm = residual.reshape({-1, residual.size(-1)}).norm(2, 1, true);
     rows = rows / norm.clamp_min(1e-12);
@@ -75,8 +75,11 @@ void TorchOps::ObserveThroughAttention(const Qkv& qkv) {
 
 at::Tensor TorchOps::Linear(const TorchBlock& block, BlockMatrix matrix, const at::Tensor& x) {
   const TorchLinear& linear = block.linears[matrix];
-  if (linear.weight.defined()) return at::linear(x, linear.weight, linear.bias);
-  return CodedLinear(x, linear.scale, linear.coded, linear.bias);
+  const at::ScalarType type =
+      linear.weight.defined() ? linear.weight.scalar_type() : linear.coded.type;
+  const at::Tensor bias = linear.bias.defined() ? linear.bias.to(type) : at::Tensor();
+  if (linear.weight.defined()) return at::linear(x.to(type), linear.weight, bias);
+  return CodedLinear(x.to(type), linear.scale, linear.coded, bias);
 }
 
 at::Tensor TorchOps::Norm(const at::Tensor& x, const at::Tensor& weight) {
@@ -98,11 +101,11 @@ TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tenso
   at::Tensor k = heads(kKProj, config_.num_key_value_heads);
   const at::Tensor v = heads(kVProj, config_.num_key_value_heads);
   if (config_.qk_norm) {
-    q = Norm(q, block.q_norm);
-    k = Norm(k, block.k_norm);
+    q = Norm(q.to(at::kFloat), block.q_norm);
+    k = Norm(k.to(at::kFloat), block.k_norm);
   }
   return {Rotate(q, rotary_).transpose(1, 2), Rotate(k, rotary_).transpose(1, 2),
-          v.transpose(1, 2)};
+          v.to(at::kFloat).transpose(1, 2)};
 }
 
 at::Tensor TorchOps::Attend(int, Qkv qkv) {
@@ -190,6 +193,15 @@ absl::StatusOr<TorchBlock> LoadBlock(const Checkpoint& checkpoint, int layer, at
     RETURN_IF_ERROR(load("self_attn.q_norm.weight", block.q_norm));
     RETURN_IF_ERROR(load("self_attn.k_norm.weight", block.k_norm));
   }
+  return block;
+}
+
+at::ScalarType ToScalarType(ComputeDtype compute_dtype) {
+  return compute_dtype == ComputeDtype::kBfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
+TorchBlock WithProductsIn(at::ScalarType type, TorchBlock block) {
+  for (TorchLinear& linear : block.linears) linear.weight = linear.weight.to(type);
   return block;
 }
 

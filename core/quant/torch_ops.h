@@ -2,7 +2,9 @@
 #define QUERN_CORE_QUANT_TORCH_OPS_H_
 
 // The decoder's operations (core/model/decoder.h) with LibTorch tensors, for a batch of sequences
-// of one length that all start at position 0: x is [num_sequences, num_tokens, hidden_size].
+// of one length that all start at position 0: x is [num_sequences, num_tokens, hidden_size]. States
+// between blocks, norms and attention are in float (LibTorch's attention is slower in bfloat16 on a
+// CPU); products with matrices in the matrices' type.
 
 #include <absl/status/statusor.h>
 
@@ -14,6 +16,7 @@
 #include "core/checkpoint/checkpoint.h"
 #include "core/model/decoder.h"
 #include "core/model/model_config.h"
+#include "core/plan/task.h"
 #include "core/quant/fake_quantizer.h"
 #include "core/quant/torch_headers.h"
 
@@ -25,7 +28,8 @@ inline constexpr int kNumBlockMatrices = 7;
 // E.g. "self_attn.q_proj"; ".weight" and ".bias" follow.
 const char* BlockMatrixName(BlockMatrix matrix);
 
-// y = x * W^T + bias. W is `weight`, or `coded` under `scale` where `weight` is undefined.
+// y = x * W^T + bias. W is `weight`, or `coded` under `scale` where `weight` is undefined. Products
+// take their factors in W's type, float or bfloat16, and so is y; sums inside are in float.
 struct TorchLinear {
   at::Tensor weight;  // [out_features, in_features]
   at::Tensor bias;    // [out_features], or undefined
@@ -135,8 +139,13 @@ static_assert(DecoderOps<TorchOps>);
 absl::StatusOr<at::Tensor> LoadTensor(const Checkpoint& checkpoint, absl::string_view name,
                                       at::Device device);
 
-// Block `layer` of the checkpoint, dense.
+at::ScalarType ToScalarType(ComputeDtype compute_dtype);
+
+// Block `layer` of the checkpoint, dense, in float.
 absl::StatusOr<TorchBlock> LoadBlock(const Checkpoint& checkpoint, int layer, at::Device device);
+
+// A dense block whose products are computed in `type`.
+TorchBlock WithProductsIn(at::ScalarType type, TorchBlock block);
 
 }  // namespace quern
 

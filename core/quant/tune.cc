@@ -100,9 +100,9 @@ absl::Status CheckExamples(const std::vector<TuningExample>& examples, const Mod
 
 // SHA-256 over all that the bytes of a run depend on.
 std::string Fingerprint(absl::string_view base_id, const E2eQpSettings& settings,
-                        const std::vector<TuningExample>& examples, const QuantizeOptions& options,
-                        at::Device device) {
-  Task task;
+                        ComputeDtype compute_dtype, const std::vector<TuningExample>& examples,
+                        const QuantizeOptions& options, at::Device device) {
+  Task task{.compute_dtype = compute_dtype};
   task.e2e_qp = settings;
   Sha256 sha;
   sha.Update(absl::StrCat("quern tuning state 1\n", QUERN_VERSION, "\n", base_id, "\n",
@@ -132,26 +132,28 @@ std::vector<TrainedBlock> BlocksOf(const PackedModel& model) {
 }
 
 absl::StatusOr<PackedModel> TuneOrThrow(const PackedModel& base, absl::string_view base_id,
-                                        const E2eQpSettings& settings,
+                                        const E2eQpSettings& settings, ComputeDtype compute_dtype,
                                         const std::vector<TuningExample>& examples,
                                         const QuantizeOptions& options) {
   RETURN_IF_ERROR(CheckExamples(examples, base.config));
   ASSIGN_OR_RETURN(const at::Device device, PrepareDevice(options.device, options.num_threads));
   ASSIGN_OR_RETURN(
       TrainingDirectory directory,
-      TrainingDirectory::Open(options.work_directory,
-                              Fingerprint(base_id, settings, examples, options, device)));
+      TrainingDirectory::Open(options.work_directory, Fingerprint(base_id, settings, compute_dtype,
+                                                                  examples, options, device)));
   OuterTensors outer{.embedding = ServedMatrix(base, std::string(kEmbeddingName), device)};
   const std::vector<float>& norm = base.vectors.at(std::string(kFinalNormName));
   outer.final_norm = at::tensor(norm).to(device);
   outer.head = base.config.tie_word_embeddings ? outer.embedding
                                                : ServedMatrix(base, std::string(kHeadName), device);
+  outer.head = outer.head.to(ToScalarType(compute_dtype));
   size_t longest = 0;
   for (const TuningExample& example : examples) longest = std::max(longest, example.ids.size());
   const RotaryTables rotary = MakeRotaryTables(base.config, static_cast<int>(longest), device);
   const E2eQpContext context{.config = base.config,
                              .rotary = rotary,
                              .settings = settings,
+                             .compute_dtype = ToScalarType(compute_dtype),
                              .directory = directory,
                              .cancelled = options.cancelled,
                              .on_step = [&](int64_t step, int64_t num_steps, double loss) {
@@ -171,10 +173,11 @@ absl::StatusOr<PackedModel> TuneOrThrow(const PackedModel& base, absl::string_vi
 }  // namespace
 
 absl::StatusOr<PackedModel> Tune(const PackedModel& base, absl::string_view base_id,
-                                 const E2eQpSettings& settings,
+                                 const E2eQpSettings& settings, ComputeDtype compute_dtype,
                                  const std::vector<TuningExample>& examples,
                                  const QuantizeOptions& options) {
-  return WithoutExceptions([&] { return TuneOrThrow(base, base_id, settings, examples, options); });
+  return WithoutExceptions(
+      [&] { return TuneOrThrow(base, base_id, settings, compute_dtype, examples, options); });
 }
 
 }  // namespace quern

@@ -31,7 +31,7 @@ struct TuningExample {
 // options.work_directory, to the same bytes. INVALID_ARGUMENT naming the example; otherwise as
 // Quantize.
 absl::StatusOr<PackedModel> Tune(const PackedModel& base, absl::string_view base_id,
-                                 const E2eQpSettings& settings,
+                                 const E2eQpSettings& settings, ComputeDtype compute_dtype,
                                  const std::vector<TuningExample>& examples,
                                  const QuantizeOptions& options);
 

@@ -31,6 +31,7 @@ struct QuantizeOptions {
   std::string method = "BLOCK_AP_E2E_QP";
   std::string preset = "STANDARD";
   std::string calibration;
+  int sampled = 0;
   std::string eval_text;
   int eval_chunks = 40;
   int eval_chunk_tokens = 0;
@@ -39,6 +40,8 @@ struct QuantizeOptions {
   std::string trainable;
   std::string start;
   std::string target;
+  quantization_pb::QuantizeTask::ComputeDtype compute_dtype =
+      quantization_pb::QuantizeTask::COMPUTE_DTYPE_UNSPECIFIED;
   std::optional<int> block_ap_samples;
   std::optional<int> block_ap_epochs;
   std::optional<int> e2e_samples;
@@ -65,9 +68,14 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
   task.set_method(method);
   task.set_preset(preset);
   task.set_seed(options.seed);
+  task.set_compute_dtype(options.compute_dtype);
   if (!options.calibration.empty()) {
     ASSIGN_OR_RETURN(*task.mutable_calibration()->mutable_path(),
                      context.BelowRoot(options.calibration, "data_root"));
+    task.mutable_calibration()->set_sampled_count(options.sampled);
+  } else if (options.sampled != 0) {
+    return absl::InvalidArgumentError(
+        "--sampled: goes with --calibration; without it all sequences are sampled");
   }
   if (!options.eval_text.empty()) {
     ASSIGN_OR_RETURN(*task.mutable_evaluation()->mutable_path(),
@@ -162,6 +170,11 @@ void AddQuantize(CLI::App& app, Command& command) {
   sub->add_option("--calibration", options->calibration,
                   ".txt or .jsonl below the services' --data-root; default: text that the model "
                   "itself samples");
+  sub->add_option("--sampled", options->sampled,
+                  "of the sequences, as many are sampled from the model itself and lie among the "
+                  "text's, after Block-AP's")
+      ->check(CLI::Range(0, 65536))
+      ->capture_default_str();
   sub->add_option("--eval-text", options->eval_text,
                   "text below --data-root to measure on as well");
   sub->add_option("--eval-chunks", options->eval_chunks, "of --eval-text, from its start")
@@ -188,6 +201,7 @@ void AddQuantize(CLI::App& app, Command& command) {
                   "what Block-AP compares a block's output with: the source block's for the "
                   "source's own states, for the quantized model's, or both")
       ->transform(names({"SOURCE_STREAM", "QUANTIZED_STREAM", "BOTH_STREAMS"}));
+  AddComputeDtypeOption(*sub, options->compute_dtype);
   sub->add_option("--block-ap-samples", options->block_ap_samples, "instead of the preset's");
   sub->add_option("--block-ap-epochs", options->block_ap_epochs, "instead of the preset's");
   sub->add_option("--e2e-samples", options->e2e_samples, "instead of the preset's");

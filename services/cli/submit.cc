@@ -6,6 +6,7 @@
 #include <quern/quantization/v1/quantization_service.grpc.pb.h>
 
 #include <iostream>
+#include <map>
 #include <random>
 
 #include "core/base/status_macros.h"
@@ -55,6 +56,19 @@ void AddSubmitOptions(CLI::App& sub, SubmitOptions& options) {
   sub.add_flag("--wait", options.wait, "follow the job to its end (the default)")->excludes(detach);
   sub.add_flag("--validate-only,--dry-run", options.validate_only,
                "check everything and print the plan, without making a job");
+}
+
+void AddComputeDtypeOption(CLI::App& command,
+                           quantization_pb::QuantizeTask::ComputeDtype& compute_dtype) {
+  const std::map<std::string, quantization_pb::QuantizeTask::ComputeDtype> names = {
+      {"FLOAT32", quantization_pb::QuantizeTask::FLOAT32},
+      {"BFLOAT16", quantization_pb::QuantizeTask::BFLOAT16}};
+  command
+      .add_option("--compute-dtype", compute_dtype,
+                  "FLOAT32 or BFLOAT16: what products are computed in while training; default: "
+                  "bfloat16 where the worker's machine has it in hardware")
+      ->transform(CLI::CheckedTransformer(names, CLI::ignore_case).description(""))
+      ->option_text("NAME");
 }
 
 absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeRequest(

@@ -26,6 +26,10 @@ struct SubmitOptions {
 
 void AddSubmitOptions(CLI::App& command, SubmitOptions& options);
 
+// --compute-dtype, of the commands that train.
+void AddComputeDtypeOption(CLI::App& command,
+                           quantization::v1::QuantizeTask::ComputeDtype& compute_dtype);
+
 // A request with everything but the task. INVALID_ARGUMENT naming the flag.
 absl::StatusOr<quantization::v1::CreateQuantizationJobRequest> MakeRequest(
     const SubmitOptions& options);

@@ -27,6 +27,8 @@ struct TuneOptions {
   std::optional<double> learning_rate;
   std::optional<int> held_out;
   std::string trainable;
+  quantization_pb::QuantizeTask::ComputeDtype compute_dtype =
+      quantization_pb::QuantizeTask::COMPUTE_DTYPE_UNSPECIFIED;
   std::string eval_text;
   int eval_chunks = 40;
   int64_t seed = 0;
@@ -46,6 +48,7 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeTuneRequest(
   if (options.epochs) settings.set_epoch_count(*options.epochs);
   if (options.batch_size) settings.set_batch_size(*options.batch_size);
   if (options.learning_rate) settings.set_learning_rate(*options.learning_rate);
+  settings.set_compute_dtype(options.compute_dtype);
   if (options.held_out) settings.set_held_out_count(*options.held_out);
   if (!options.trainable.empty()) {
     quantization_pb::E2eQpSettings::Trainable trainable;
@@ -104,6 +107,7 @@ void AddTune(CLI::App& app, Command& command) {
       ->check(CLI::Range(0, 1024));
   sub->add_option("--trainable", options->trainable, "what is trained: scales, or norms as well")
       ->transform(CLI::IsMember({"SCALES", "SCALES_AND_NORMS"}, CLI::ignore_case));
+  AddComputeDtypeOption(*sub, options->compute_dtype);
   sub->add_option("--eval-text", options->eval_text,
                   "text below --data-root to measure base and result on as well");
   sub->add_option("--eval-chunks", options->eval_chunks, "of --eval-text, from its start")

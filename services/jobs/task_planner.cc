@@ -181,7 +181,10 @@ absl::StatusOr<int64_t> TaskPlanner::CheckFile(absl::string_view field,
 Machine TaskPlanner::FleetMachine() const {
   Machine machine;
   const double gflops = gflops_;
-  if (gflops > 0) machine.gflops = kTrainingShare * gflops;
+  if (gflops > 0) {
+    machine.gflops = gflops;
+    machine.bfloat16_gflops = bfloat16_gflops_;
+  }
   return machine;
 }
 
@@ -233,6 +236,8 @@ absl::StatusOr<QuantizationJob> TaskPlanner::PlanTune(QuantizationJob job) const
   if (!plan.ok()) return ForField(kTuneField, plan.status());
   RETURN_IF_ERROR(
       FillResolved(TuneTaskToJson(plan->resolved).at("settings"), *message.mutable_resolved()));
+  // The worker's machine decides.
+  message.mutable_resolved()->set_compute_dtype(message.settings().compute_dtype());
   FillPlan(plan->stages, plan->artifact_size_bytes, *job.mutable_plan());
   return job;
 }

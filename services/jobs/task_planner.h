@@ -3,6 +3,7 @@
 
 #include <absl/status/statusor.h>
 #include <quern/quantization/v1/quantization_service.pb.h>
+#include <quern/worker/v1/worker_service.pb.h>
 
 #include <atomic>
 #include <functional>
@@ -27,8 +28,10 @@ class TaskPlanner {
         manifest_of_(std::move(manifest_of)) {}
 
   // What a worker says of its machine; plans count on the last one's speed.
-  void NoteWorker(double gflops) const {
-    if (gflops > 0) gflops_ = gflops;
+  void NoteWorker(const worker::v1::WorkerCapabilities& capabilities) const {
+    if (capabilities.gflops() <= 0) return;
+    gflops_ = capabilities.gflops();
+    bfloat16_gflops_ = capabilities.bfloat16_gflops();
   }
 
   // What the user asked for: task and labels, without anything that is output only. Checks what
@@ -55,8 +58,9 @@ class TaskPlanner {
 
   Machine FleetMachine() const;
 
-  // Of a large product; 0 before a worker has run a job.
+  // Of large products; 0 before a worker has run a job.
   mutable std::atomic<double> gflops_ = 0;
+  mutable std::atomic<double> bfloat16_gflops_ = 0;
   const std::string model_root_;
   const std::string data_root_;
   const std::function<absl::StatusOr<Manifest>(const Digest& artifact)> manifest_of_;

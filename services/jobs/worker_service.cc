@@ -115,9 +115,13 @@ absl::Status CheckLeaseRequest(const LeaseJobRequest& request) {
     return absl::InvalidArgumentError(
         absl::StrCat("capabilities.device: found ", capabilities.device(), ", wanted CPU or CUDA"));
   }
-  if (!(capabilities.gflops() >= 0 && capabilities.gflops() <= 1e9)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("capabilities.gflops: found ", capabilities.gflops(), ", wanted 0 to 1e9"));
+  for (const auto& [name, gflops] :
+       {std::pair("gflops", capabilities.gflops()),
+        std::pair("bfloat16_gflops", capabilities.bfloat16_gflops())}) {
+    if (!(gflops >= 0 && gflops <= 1e9)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("capabilities.", name, ": found ", gflops, ", wanted 0 to 1e9"));
+    }
   }
   if (capabilities.memory_bytes() < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -167,7 +171,7 @@ grpc::ServerUnaryReactor* WorkerServiceImpl::LeaseJob(grpc::CallbackServerContex
 }
 
 void WorkerServiceImpl::TryLease(std::shared_ptr<PendingLease> pending) {
-  planner_.NoteWorker(pending->request->capabilities().gflops());
+  planner_.NoteWorker(pending->request->capabilities());
   // A worker that went away while it waited must not get a job.
   if (pending->context->IsCancelled()) {
     return pending->reactor->Finish(ToGrpcStatus(absl::CancelledError("the call was cancelled")));

@@ -43,25 +43,49 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeJobEngine(const ModelConfig& config,
 }
 
 absl::StatusOr<TokenSequences> SampleCalibration(
-    std::shared_ptr<const Checkpoint> checkpoint, const CalibrationShape& shape, uint64_t seed,
-    int num_threads, Cancellation& cancellation,
+    const Checkpoint& checkpoint, const CalibrationShape& shape, uint64_t seed,
+    QuantizeOptions options, Cancellation& cancellation,
     const std::function<void(int64_t done, int64_t total)>& on_progress) {
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<Engine> engine,
-      MakeJobEngine(checkpoint->config(), num_threads, shape.num_sequences, shape.length_tokens));
+  options.on_progress = nullptr;
+  const Task to_8_bits{.format = {.bits = 8, .group_size = 64, .embedding_bits = 8},
+                       .method = QuantMethod::kRtn};
+  ASSIGN_OR_RETURN(PackedModel rounded, Quantize(checkpoint, to_8_bits, {}, options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                   MakeJobEngine(checkpoint.config(), options.num_threads, shape.num_sampled,
+                                 shape.length_tokens));
   const Cancellation::Scope scope(cancellation, [&] { engine->Drain(absl::ZeroDuration()); });
-  ASSIGN_OR_RETURN(const ModelHandle model, engine->Load(*MakeModelSource(checkpoint)));
+  ASSIGN_OR_RETURN(
+      const ModelHandle model,
+      engine->Load(*MakeModelSource(std::make_shared<const PackedModel>(std::move(rounded)))));
   absl::StatusOr<TokenSequences> sequences =
-      SampleSequences(*engine, model, shape.num_sequences, shape.length_tokens, seed, on_progress);
+      SampleSequences(*engine, model, shape.num_sampled, shape.length_tokens, seed, on_progress);
   RETURN_IF_ERROR(cancellation.Check());
   return sequences;
+}
+
+TokenSequences Interleave(const CalibrationShape& shape, TokenSequences of_text,
+                          TokenSequences sampled) {
+  if (of_text.empty()) return sampled;
+  const size_t tail = shape.num_sequences - shape.num_block_sequences;
+  TokenSequences all;
+  size_t next_of_text = 0;
+  size_t next_sampled = 0;
+  for (int i = 0; i < shape.num_sequences; ++i) {
+    // The j-th of k lies at floor(j * tail / k) - 1 of the tail.
+    const bool due = i >= shape.num_block_sequences &&
+                     (next_sampled + 1) * tail <
+                         static_cast<size_t>(i - shape.num_block_sequences + 2) * sampled.size();
+    all.push_back(std::move(due ? sampled[next_sampled++] : of_text[next_of_text++]));
+  }
+  return all;
 }
 
 absl::StatusOr<TokenSequences> CutDocuments(const Tokenizer& tokenizer,
                                             const std::vector<std::string>& documents,
                                             const CalibrationShape& shape, uint64_t seed,
                                             const Cancellation& cancellation) {
-  const int64_t wanted = int64_t{shape.num_sequences} * shape.length_tokens;
+  const int num_sequences = shape.num_sequences - shape.num_sampled;
+  const int64_t wanted = int64_t{num_sequences} * shape.length_tokens;
   std::vector<int32_t> ids;
   for (const size_t i : ShuffledOrder(documents.size(), seed)) {
     RETURN_IF_ERROR(cancellation.Check());
@@ -73,7 +97,7 @@ absl::StatusOr<TokenSequences> CutDocuments(const Tokenizer& tokenizer,
   }
   if (static_cast<int64_t>(ids.size()) < wanted) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "has ", ids.size(), " tokens, the task wants ", wanted, " (", shape.num_sequences,
+        "has ", ids.size(), " tokens, the task wants ", wanted, " (", num_sequences,
         " sequences of ", shape.length_tokens, "); bring more text or ask for fewer samples"));
   }
   TokenSequences sequences;

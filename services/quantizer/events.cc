@@ -29,12 +29,13 @@ std::string Text(absl::string_view text) {
 EventWriter::EventWriter(FileDescriptor fd, std::function<void()> on_broken)
     : fd_(std::move(fd)), on_broken_(std::move(on_broken)) {}
 
-void EventWriter::Device(const DeviceInfo& device, double gflops) {
+void EventWriter::Device(const DeviceInfo& device, const ProductRates& rates) {
   Write({{"event", "device"},
          {"device", device.name},
          {"name", Text(device.detail)},
          {"memory_bytes", device.memory_bytes},
-         {"gflops", gflops}});
+         {"gflops", rates.float32},
+         {"bfloat16_gflops", rates.bfloat16}});
 }
 
 void EventWriter::Progress(Stage stage, int64_t completed, int64_t total,

@@ -25,7 +25,7 @@ class EventWriter {
   // `on_broken` is called once when the reader is gone: nobody waits for the result then.
   EventWriter(FileDescriptor fd, std::function<void()> on_broken);
 
-  void Device(const DeviceInfo& device, double gflops);
+  void Device(const DeviceInfo& device, const ProductRates& rates);
   void Progress(Stage stage, int64_t completed, int64_t total, std::optional<double> loss,
                 std::optional<absl::Duration> remaining);
   void Log(absl::string_view message);

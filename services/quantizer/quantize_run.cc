@@ -128,15 +128,7 @@ absl::Status QuantizeRun::Calibrate() {
 
 absl::StatusOr<TokenSequences> QuantizeRun::MakeCalibration() {
   const CalibrationShape shape = CalibrationShapeOf(task_);
-  if (task_.calibration_path.empty()) {
-    absl::StatusOr<TokenSequences> sampled =
-        SampleCalibration(checkpoint_, shape, task_.seed, context_.num_threads(),
-                          context_.cancellation(), [&](int64_t done, int64_t total) {
-                            context_.progress().Report(Stage::kCalibrating, done, total);
-                          });
-    if (!sampled.ok()) return CheckpointError(sampled.status());
-    return sampled;
-  }
+  absl::StatusOr<TokenSequences> of_text = TokenSequences();
   const auto cut = [&]() -> absl::StatusOr<TokenSequences> {
     ASSIGN_OR_RETURN(const std::string path,
                      context_.Resolve(context_.config().data_root, task_.calibration_path));
@@ -145,12 +137,19 @@ absl::StatusOr<TokenSequences> QuantizeRun::MakeCalibration() {
                      SourceTokenizer(*checkpoint_));
     return CutDocuments(*tokenizer, documents, shape, task_.seed, context_.cancellation());
   };
-  absl::StatusOr<TokenSequences> sequences = cut();
-  if (!sequences.ok()) {
-    return WithReason(Prefixed(sequences.status(), "calibration.path"),
-                      reason::kCalibrationInvalid);
+  // Before sampling, which takes longer.
+  if (!task_.calibration_path.empty()) of_text = cut();
+  if (!of_text.ok()) {
+    return WithReason(Prefixed(of_text.status(), "calibration.path"), reason::kCalibrationInvalid);
   }
-  return sequences;
+  if (shape.num_sampled == 0) return of_text;
+  absl::StatusOr<TokenSequences> sampled =
+      SampleCalibration(*checkpoint_, shape, task_.seed, context_.TrainingOptions(),
+                        context_.cancellation(), [&](int64_t done, int64_t total) {
+                          context_.progress().Report(Stage::kCalibrating, done, total);
+                        });
+  if (!sampled.ok()) return CheckpointError(sampled.status());
+  return Interleave(shape, *std::move(of_text), *std::move(sampled));
 }
 
 absl::Status QuantizeRun::Train() {

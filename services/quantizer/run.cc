@@ -38,7 +38,7 @@ absl::Status RunQuantizer(const QuantizerConfig& config, EventWriter& events,
   absl::Status status = RunTask(context);
   if (config.profile) {
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-    std::cerr << FormatProfile(StopProfile(), seconds, context.gflops());
+    std::cerr << FormatProfile(StopProfile(), seconds, context.product_rates());
   }
   // What was interrupted fails in its own words.
   if (!status.ok() && cancellation.requested()) return cancellation.Check();

@@ -49,8 +49,8 @@ absl::StatusOr<std::string> RunContext::Open() {
   absl::StatusOr<DeviceInfo> device = FindDevice(config_.device);
   if (!device.ok()) return WithReason(device.status(), reason::kDeviceNotAvailable);
   device_ = *std::move(device);
-  ASSIGN_OR_RETURN(gflops_, MeasureGflops(config_.device, num_threads_));
-  events_.Device(device_, gflops_);
+  ASSIGN_OR_RETURN(product_rates_, MeasureProductRates(config_.device, num_threads_));
+  events_.Device(device_, product_rates_);
   progress_.Report(Stage::kLoading, 0, 1);
   RETURN_IF_ERROR(LockWorkDirectory());
   return ReadFile(config_.task_path, kMaxTaskBytes);
@@ -80,7 +80,8 @@ absl::StatusOr<std::string> RunContext::Resolve(absl::string_view root,
 Machine RunContext::ThisMachine(int source_bytes_per_weight) const {
   return {.num_threads = num_threads_,
           .memory_bytes = AvailableMemoryBytes(),
-          .gflops = kTrainingShare * gflops_,
+          .gflops = product_rates_.float32,
+          .bfloat16_gflops = product_rates_.bfloat16,
           .source_bytes_per_weight = source_bytes_per_weight};
 }
 

@@ -76,8 +76,8 @@ class RunContext {
   const QuantizerConfig& config() const { return config_; }
   int num_threads() const { return num_threads_; }
   const DeviceInfo& device() const { return device_; }
-  // Of a product of large matrices, measured by Open.
-  double gflops() const { return gflops_; }
+  // Measured by Open.
+  const ProductRates& product_rates() const { return product_rates_; }
   Cancellation& cancellation() { return cancellation_; }
   ProgressReporter& progress() { return progress_; }
 
@@ -91,7 +91,7 @@ class RunContext {
   ProgressReporter progress_;
   FileDescriptor lock_;
   DeviceInfo device_;
-  double gflops_ = 0;
+  ProductRates product_rates_;
 };
 
 }  // namespace quern

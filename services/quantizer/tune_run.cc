@@ -159,8 +159,9 @@ Lineage TuneRun::MakeLineage() const {
 }
 
 absl::Status TuneRun::Train() {
-  absl::StatusOr<PackedModel> tuned = Tune(base_.model, base_.id, E2eSettingsOf(task_.settings),
-                                           examples_, context_.TrainingOptions());
+  absl::StatusOr<PackedModel> tuned =
+      Tune(base_.model, base_.id, E2eSettingsOf(task_.settings), *task_.settings.compute_dtype,
+           examples_, context_.TrainingOptions());
   RETURN_IF_ERROR(tuned.status());
   return context_.KeepArtifact([&](const std::string& directory) -> absl::Status {
     absl::StatusOr<std::string> id = WriteScaleDelta(base_, *tuned, MakeLineage(), directory);

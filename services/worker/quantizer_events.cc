@@ -39,6 +39,9 @@ absl::StatusOr<QuantizerEvent> ParseDevice(const JsonObject& object) {
   device.set_memory_bytes(memory_bytes);
   ASSIGN_OR_RETURN(const double gflops, object.NumberOr("gflops", 0, kMaxGflops, 0));
   device.set_gflops(gflops);
+  ASSIGN_OR_RETURN(const double bfloat16_gflops,
+                   object.NumberOr("bfloat16_gflops", 0, kMaxGflops, 0));
+  device.set_bfloat16_gflops(bfloat16_gflops);
   return device;
 }
 

@@ -216,6 +216,43 @@ TEST(PlanTest, TheReferencePresetIsThePublishedRecipe) {
   EXPECT_EQ(e2e.loss, E2eLoss::kCrossEntropy);
 }
 
+TEST(PlanTest, ProductsAreOfBfloat16WhereTheMachineHasThem) {
+  const auto dtype = [](const Task& task, const Machine& machine) {
+    const auto plan = MakePlan(task, SmolLm2(), machine);
+    EXPECT_OK(plan);
+    return plan->resolved.compute_dtype;
+  };
+  const Machine floats{.gflops = 200};
+  const Machine both{.gflops = 200, .bfloat16_gflops = 400};
+  Task task = QuickTask(2);
+  EXPECT_EQ(dtype(task, floats), ComputeDtype::kFloat32);
+  EXPECT_EQ(dtype(task, both), ComputeDtype::kBfloat16);
+  task.compute_dtype = ComputeDtype::kFloat32;
+  EXPECT_EQ(dtype(task, both), ComputeDtype::kFloat32);
+  task.compute_dtype = ComputeDtype::kBfloat16;
+  EXPECT_EQ(dtype(task, floats), ComputeDtype::kBfloat16);
+  task.compute_dtype.reset();
+  task.preset = Preset::kReference;
+  EXPECT_EQ(dtype(task, both), ComputeDtype::kFloat32);
+
+  const auto seconds = [](const Machine& machine) {
+    const auto plan = MakePlan(QuickTask(2), SmolLm2(), machine);
+    EXPECT_OK(plan);
+    for (const StageCost& cost : plan->stages) {
+      if (cost.stage == Stage::kE2eQp) return absl::ToDoubleSeconds(cost.duration);
+    }
+    return 0.0;
+  };
+  EXPECT_LT(seconds(both), 0.7 * seconds(floats));
+  EXPECT_GT(seconds(both), 0.5 * seconds(floats)) << "not all of a step is products";
+
+  Task rounded = QuickTask(2);
+  rounded.method = QuantMethod::kRtn;
+  rounded.compute_dtype = ComputeDtype::kFloat32;
+  EXPECT_THAT(MakePlan(rounded, SmolLm2(), both),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("compute_dtype")));
+}
+
 // Measured with another program, weights trained, on the machine whose rate is the default: 124 s
 // and 90 s (4 bits), 236 s and 177 s (2 bits).
 TEST(PlanTest, TimesAreNearTheMeasuredOnes) {
@@ -341,6 +378,15 @@ TEST(PlanTest, WhatCannotRunIsRefusedByField) {
   task.method = QuantMethod::kRtn;
   task.calibration_path = "a.txt";
   ExpectRefused(task, "calibration is set, but method RTN");
+  task.method = QuantMethod::kBlockApE2eQp;
+  const auto sequences = MakePlan(task, SmolLm2(), {});
+  ASSERT_OK(sequences);
+  const CalibrationShape shape = CalibrationShapeOf(sequences->resolved);
+  EXPECT_EQ(shape.num_sampled, 0);
+  task.calibration_sampled_count = shape.num_sequences - shape.num_block_sequences;
+  EXPECT_OK(MakePlan(task, SmolLm2(), {}));
+  ++task.calibration_sampled_count;
+  ExpectRefused(task, "Block-AP takes 32 of the text; wanted at most 32");
   task = QuickTask(4);
   task.method = QuantMethod::kBlockAp;
   task.e2e_qp.loss = E2eLoss::kCrossEntropy;

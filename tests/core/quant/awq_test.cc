@@ -101,7 +101,7 @@ TEST_P(AwqTest, LosesLessThanRounding) {
   ASSERT_OK_AND_ASSIGN(const TrainedBlock rounded,
                        StartBlock(QuantStart::kMinMax, format, 0, block_, moments_));
   const auto error = [&](const TrainedBlock& trained) {
-    return Error(ToTorchBlock(0, trained, WeightForm::kDense, at::kCPU));
+    return Error(ToTorchBlock(0, trained, WeightForm::kDense, at::kFloat, at::kCPU));
   };
   EXPECT_LT(error(awq), 0.8 * error(rounded));
 }

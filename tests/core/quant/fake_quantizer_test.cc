@@ -198,7 +198,7 @@ TEST_P(FakeQuantizeFormatTest, CodedLinearHasTheGradientsOfTheDenseProduct) {
   const at::Tensor w = Random({kRows, kCols}, 9);
   const QuantParameters q = SearchQuantParameters(w, at::ones({kCols}), format());
   ASSERT_OK_AND_ASSIGN(const PackedTensor packed, PackTrained(w, q));
-  const CodedMatrix coded = ToCodedMatrix(packed, at::kCPU);
+  const CodedMatrix coded = ToCodedMatrix(packed, at::kFloat, at::kCPU);
   const at::Tensor scale = q.scale.clone().requires_grad_();
   const at::Tensor x = Random({2, 7, kCols}, 10).requires_grad_();
   const at::Tensor bias = Random({kRows}, 11);
@@ -218,6 +218,32 @@ TEST_P(FakeQuantizeFormatTest, CodedLinearHasTheGradientsOfTheDenseProduct) {
   EXPECT_TRUE(at::allclose(y, plain_y, 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(x.grad(), plain_x.grad(), 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(scale.grad(), plain_scale.grad(), 1e-4, 1e-3));
+}
+
+TEST_P(FakeQuantizeFormatTest, CodedLinearInBfloat16IsNearTheOneInFloats) {
+  const at::Tensor w = Random({kRows, kCols}, 9);
+  const QuantParameters q = SearchQuantParameters(w, at::ones({kCols}), format());
+  ASSERT_OK_AND_ASSIGN(const PackedTensor packed, PackTrained(w, q));
+  const at::Tensor upstream = Random({2, 7, kRows}, 12);
+  at::Tensor results[2][3];
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor scale = q.scale.clone().requires_grad_();
+    const at::Tensor x = Random({2, 7, kCols}, 10).requires_grad_();
+    const at::Tensor y =
+        CodedLinear(x.to(type), scale, ToCodedMatrix(packed, type, at::kCPU), at::Tensor());
+    EXPECT_EQ(y.scalar_type(), type);
+    (y * upstream).sum().backward();
+    at::Tensor* result = results[type == at::kBFloat16];
+    result[0] = y.detach().to(at::kFloat);
+    result[1] = x.grad();
+    result[2] = scale.grad();
+    EXPECT_EQ(scale.grad().scalar_type(), at::kFloat);
+  }
+  for (int i = 0; i < 3; ++i) {
+    const double error = (results[1][i] - results[0][i]).norm().item<double>();
+    EXPECT_LT(error, 0.01 * results[0][i].norm().item<double>()) << i;
+    EXPECT_GT(error, 0) << i;
+  }
 }
 
 std::string FormatName(const testing::TestParamInfo<FormatParam>& info) {

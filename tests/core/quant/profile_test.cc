@@ -52,12 +52,16 @@ TEST(ProfileTest, CountsProductsAndOwnLoops) {
 TEST(ProfileTest, SaysHowNearProductsCame) {
   const std::vector<ProfileRow> rows = {
       {.name = "aten::mm", .num_calls = 3, .seconds = 2, .flop = 100e9},
+      {.name = "aten::mm bfloat16", .bfloat16 = true, .num_calls = 3, .seconds = 0.5, .flop = 80e9},
       {.name = "quern::adam", .num_calls = 1, .seconds = 1}};
-  const std::string text = FormatProfile(rows, 4, 100);
+  const std::string text = FormatProfile(rows, 4, {.float32 = 100, .bfloat16 = 400});
   EXPECT_THAT(text, HasSubstr("aten::mm"));
   EXPECT_THAT(text, HasSubstr("outside LibTorch"));
-  EXPECT_THAT(text, HasSubstr("products: 50.0 % of 4.0 s, 50 GFLOP/s while they run (50 % of this "
-                              "machine's 100), 25 over all of it (25 %)"));
+  EXPECT_THAT(text, HasSubstr("products of floats: 50.0 % of 4.0 s, 50 GFLOP/s (50 % of this "
+                              "machine's 100)"));
+  EXPECT_THAT(text, HasSubstr("products of bfloat16: 12.5 % of 4.0 s, 160 GFLOP/s (40 % of this "
+                              "machine's 400)"));
+  EXPECT_THAT(text, HasSubstr("would take 1.2 s, 30 % of the time"));
 }
 
 }  // namespace

@@ -51,6 +51,7 @@ class QuantizeTest : public testing::Test {
     Task task;
     task.method = method;
     task.format = format;
+    task.compute_dtype = ComputeDtype::kFloat32;
     if (method != QuantMethod::kRtn) {
       task.block_ap = {.sample_count = 8,
                        .sequence_length_tokens = kLength,
@@ -328,13 +329,16 @@ TEST_F(QuantizeTest, GptqGoesOnWhereItWasStopped) {
 }
 
 // Stopping at any question whether to stop is what a kill between two steps leaves behind.
+using TrainableParam = std::pair<E2eTrainable, ComputeDtype>;
+
 class QuantizeTrainableTest : public QuantizeTest,
-                              public testing::WithParamInterface<E2eTrainable> {};
+                              public testing::WithParamInterface<TrainableParam> {};
 
 TEST_P(QuantizeTrainableTest, StoppedAndStartedAgainGivesTheSameBytes) {
   Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
-  task.e2e_qp.trainable = GetParam();
-  if (GetParam() == E2eTrainable::kAll) task.e2e_qp.weight_learning_rate = 0.12;
+  task.e2e_qp.trainable = GetParam().first;
+  task.compute_dtype = GetParam().second;
+  if (task.e2e_qp.trainable == E2eTrainable::kAll) task.e2e_qp.weight_learning_rate = 0.12;
   options_.num_threads = 2;
   options_.work_directory = directory_ + "/whole";
   int num_questions = 0;
@@ -357,9 +361,34 @@ TEST_P(QuantizeTrainableTest, StoppedAndStartedAgainGivesTheSameBytes) {
   ExpectSameBytes(whole, again);
 }
 
-INSTANTIATE_TEST_SUITE_P(Trainable, QuantizeTrainableTest,
-                         testing::Values(E2eTrainable::kScales, E2eTrainable::kScalesAndNorms,
-                                         E2eTrainable::kAll));
+INSTANTIATE_TEST_SUITE_P(
+    Trainable, QuantizeTrainableTest,
+    testing::Values(TrainableParam{E2eTrainable::kScales, ComputeDtype::kFloat32},
+                    TrainableParam{E2eTrainable::kScalesAndNorms, ComputeDtype::kFloat32},
+                    TrainableParam{E2eTrainable::kAll, ComputeDtype::kFloat32},
+                    TrainableParam{E2eTrainable::kAll, ComputeDtype::kBfloat16}));
+
+// Rounding factors to 8 bits moves the losses by little, and nothing else.
+TEST_F(QuantizeTest, ProductsOfBfloat16TrainAsThoseOfFloats) {
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 2, .symmetric = true});
+  options_.work_directory = directory_ + "/floats";
+  ASSERT_OK(Run(task));
+  const std::vector<double> blocks = Losses(Stage::kBlockAp);
+  const std::vector<double> end_to_end = Losses(Stage::kE2eQp);
+  task.compute_dtype = ComputeDtype::kBfloat16;
+  EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another")));
+  options_.work_directory = directory_ + "/bfloat16";
+  ASSERT_OK(Run(task));
+  const auto expect_near = [](const std::vector<double>& found, const std::vector<double>& wanted) {
+    ASSERT_EQ(found.size(), wanted.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      EXPECT_NEAR(found[i], wanted[i], 0.1 * wanted[i]) << i;
+      EXPECT_NE(found[i], wanted[i]) << "the setting has no effect";
+    }
+  };
+  expect_near(Losses(Stage::kBlockAp), blocks);
+  expect_near(Losses(Stage::kE2eQp), end_to_end);
+}
 
 TEST_F(QuantizeTest, ADamagedStateIsComputedAgain) {
   const Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 4});

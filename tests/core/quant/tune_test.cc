@@ -57,7 +57,7 @@ class TuneTest : public testing::Test {
 
   absl::StatusOr<PackedModel> TuneIt() {
     losses_.clear();
-    return Tune(base_, "base", settings_, examples_, options_);
+    return Tune(base_, "base", settings_, compute_dtype_, examples_, options_);
   }
 
   static bool SameScales(const PackedTensor& a, const PackedTensor& b) {
@@ -68,6 +68,7 @@ class TuneTest : public testing::Test {
   PackedModel base_;
   std::vector<TuningExample> examples_;
   E2eQpSettings settings_;
+  ComputeDtype compute_dtype_ = ComputeDtype::kFloat32;
   QuantizeOptions options_;
   std::vector<double> losses_;
 };

@@ -37,7 +37,7 @@ TorchModel ToTorchModel(const PackedModel& model) {
                    : ToDense(model.matrices.at(std::string(kHeadName)), at::kCPU);
   const TrainedBlock all{.matrices = model.matrices, .vectors = model.vectors};
   for (int layer = 0; layer < model.config.num_hidden_layers; ++layer) {
-    torch.blocks.push_back(ToTorchBlock(layer, all, WeightForm::kDense, at::kCPU));
+    torch.blocks.push_back(ToTorchBlock(layer, all, WeightForm::kDense, at::kFloat, at::kCPU));
   }
   return torch;
 }
@@ -61,6 +61,7 @@ TEST_P(PackedLogitsTest, EngineAndLibTorchAgree) {
   ASSERT_OK_AND_ASSIGN(const auto checkpoint, OpenCheckpoint(directory + "/model"));
   Task task;
   task.method = QuantMethod::kBlockAp;
+  task.compute_dtype = ComputeDtype::kFloat32;
   task.format = {
       .bits = variant.bits, .group_size = variant.group_size, .symmetric = variant.symmetric};
   task.block_ap = {.sample_count = 4,

@@ -290,6 +290,8 @@ TEST_F(BadRequestsTest, Leases) {
   for (const double gflops : {-1.0, 1e10, std::numeric_limits<double>::quiet_NaN()}) {
     refused("capabilities.gflops",
             [=](auto& request) { request.mutable_capabilities()->set_gflops(gflops); });
+    refused("capabilities.bfloat16_gflops",
+            [=](auto& request) { request.mutable_capabilities()->set_bfloat16_gflops(gflops); });
   }
   refused("capabilities.memory_bytes",
           [](auto& request) { request.mutable_capabilities()->set_memory_bytes(-1); });

@@ -51,6 +51,8 @@ TEST_F(QuantizationServiceTest, ValidateOnlyMakesNothing) {
 TEST_F(QuantizationServiceTest, PlansCountOnTheSpeedThatAWorkerReported) {
   auto request = CreateRequest();
   request.set_validate_only(true);
+  request.mutable_quantization_job()->mutable_quantize()->set_method(
+      quantization::v1::QuantizeTask::BLOCK_AP);
   const auto planned = [&] {
     const auto job = Create(request);
     EXPECT_OK(job);
@@ -62,17 +64,21 @@ TEST_F(QuantizationServiceTest, PlansCountOnTheSpeedThatAWorkerReported) {
     }
     return absl::ToDoubleSeconds(total);
   };
-  const auto report = [&](double gflops, const std::string& id) {
+  const auto report = [&](double gflops, const std::string& id, double bfloat16_gflops = 0) {
     auto lease = LeaseRequest(id);
     lease.mutable_capabilities()->set_gflops(gflops);
+    lease.mutable_capabilities()->set_bfloat16_gflops(bfloat16_gflops);
     EXPECT_OK(LeaseJob(lease));
   };
   report(100, "a");
   const double slow = planned();
+  ASSERT_GT(slow, 1e-3);
   report(400, "b");
   EXPECT_NEAR(planned(), slow / 4, slow / 100);
   report(0, "c");  // one that does not know
   EXPECT_NEAR(planned(), slow / 4, slow / 100);
+  report(100, "d", 400);
+  EXPECT_LT(planned(), 0.8 * slow);
 }
 
 TEST_F(QuantizationServiceTest, SameRequestIdGivesTheSameJobEvenAfterTheFilesMoved) {

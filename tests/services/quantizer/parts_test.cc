@@ -96,7 +96,7 @@ TEST(ErrorsTest, Reasons) {
 TEST(EventWriterTest, WritesOneObjectALine) {
   EventPipe pipe;
   EventWriter events(pipe.TakeWriteEnd(), [] { FAIL(); });
-  events.Device({.name = "cpu", .detail = "a\xff\"b", .memory_bytes = 7}, 80.5);
+  events.Device({.name = "cpu", .detail = "a\xff\"b", .memory_bytes = 7}, {80.5, 0});
   events.Progress(Stage::kBlockAp, 3, 30, 0.5, absl::Seconds(2));
   events.Progress(Stage::kE2eQp, 1, 2, std::nan(""), std::nullopt);
   events.Log("line\nbreak");
@@ -108,7 +108,8 @@ TEST(EventWriterTest, WritesOneObjectALine) {
                            {"device", "cpu"},
                            {"name", "a?\"b"},
                            {"memory_bytes", 7},
-                           {"gflops", 80.5}}));
+                           {"gflops", 80.5},
+                           {"bfloat16_gflops", 0.0}}));
   EXPECT_EQ(read[1], (Json{{"event", "progress"},
                            {"stage", "BLOCK_AP"},
                            {"completed", 3},

@@ -103,6 +103,29 @@ TEST_F(TextTest, DocumentsAreShuffledByTheSeedAndCut) {
                        HasSubstr("tokens, the task wants 256000 (500 sequences of 512)")));
 }
 
+TEST(CalibrationTest, SampledSequencesLieEvenlyAmongThoseAfterBlockAps) {
+  const auto order = [](int num_sequences, int num_block_sequences, int num_sampled) {
+    TokenSequences of_text;
+    for (int i = 0; i < num_sequences - num_sampled; ++i) of_text.push_back({'t'});
+    std::string order;
+    for (const auto& sequence :
+         Interleave({.num_sequences = num_sequences,
+         .num_sampled = num_sampled,
+         .num_block_sequences = num_block_sequences},
+                    std::move(of_text), TokenSequences(static_cast<size_t>(num_sampled), {'s'}))) {
+      order += static_cast<char>(sequence[0]);
+    }
+    return order;
+  };
+  EXPECT_EQ(order(6, 2, 0), "tttttt");
+  EXPECT_EQ(order(6, 2, 1), "ttttts");
+  EXPECT_EQ(order(6, 2, 2), "tttsts");
+  EXPECT_EQ(order(9, 2, 3), "tttststts");
+  EXPECT_EQ(order(6, 2, 3), "ttssts");
+  EXPECT_EQ(order(6, 2, 4), "ttssss");
+  EXPECT_EQ(order(3, 3, 3), "sss");
+}
+
 TEST_F(TextTest, TokensAreKeptUnderTheirKey) {
   const std::string path = root_ + "/tokens.safetensors";
   const TokenSequences tokens = {{1, 2, 3}, {4, 5, 6}};

@@ -18,11 +18,12 @@ T Parse(const std::string& line) {
 TEST(QuantizerEventsTest, ReadsEachKind) {
   const auto device = Parse<worker::v1::WorkerCapabilities>(
       R"({"event":"device","device":"cuda","name":"GPU 0","memory_bytes":80000000000,)"
-      R"("gflops":20000.5})");
+      R"("gflops":20000.5,"bfloat16_gflops":90000})");
   EXPECT_EQ(device.device(), worker::v1::WorkerCapabilities::CUDA);
   EXPECT_EQ(device.device_name(), "GPU 0");
   EXPECT_EQ(device.memory_bytes(), 80'000'000'000);
   EXPECT_EQ(device.gflops(), 20000.5);
+  EXPECT_EQ(device.bfloat16_gflops(), 90000);
   const auto progress = Parse<Progress>(
       R"({"event":"progress","stage":"BLOCK_AP","completed":3,"total":30,"loss":0.5,)"
       R"("remaining_seconds":123.25})");

@@ -5,12 +5,17 @@ Independent of this project's code on purpose. PyTorch of Debian 12 (python3-tor
 
 Usage: block_ap.py OUTPUT_FILE            writes the golden run of tests/testdata
        block_ap.py --check GOLDEN_FILE    runs it again and compares
+       block_ap.py --speed TOKENS STEPS THREADS
+           speed and memory of a block of SmolLM2-135M, for compare_speed.py
 """
 
 import json
 import math
+import resource
+import statistics
 import struct
 import sys
+import time
 
 try:
     import numpy
@@ -96,6 +101,13 @@ def rotate(x):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+def attend(q, k, v):
+    tokens = q.shape[2]
+    scores = q @ k.transpose(2, 3) / math.sqrt(HEAD_DIM)
+    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+
+
 def run_block(x, weights, norms):
     sequences, tokens, _ = x.shape
     heads = lambda y, n: y.view(sequences, tokens, n, HEAD_DIM).transpose(1, 2)
@@ -104,14 +116,40 @@ def run_block(x, weights, norms):
     k = rotate(heads(normed @ weights["self_attn.k_proj"].t(), KV_HEADS))
     v = heads(normed @ weights["self_attn.v_proj"].t(), KV_HEADS)
     k, v = (y.repeat_interleave(HEADS // KV_HEADS, 1) for y in (k, v))
-    scores = q @ k.transpose(2, 3) / math.sqrt(HEAD_DIM)
-    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-    attention = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+    attention = attend(q, k, v)
     attention = attention.transpose(1, 2).reshape(sequences, tokens, -1)
     x = x + attention @ weights["self_attn.o_proj"].t()
     normed = rms_norm(x, norms["post_attention_layernorm"])
     gate = torch.nn.functional.silu(normed @ weights["mlp.gate_proj"].t())
     return x + (gate * (normed @ weights["mlp.up_proj"].t())) @ weights["mlp.down_proj"].t()
+
+
+class Training:
+    def __init__(self, start, norm_start, bits, weight_rate, quant_rate, steps):
+        self.weights = {name: w.clone().requires_grad_() for name, w in start.items()}
+        self.norms = {name: w.clone().requires_grad_() for name, w in norm_start.items()}
+        self.quantizers = {name: Quantizer(w, bits) for name, w in self.weights.items()}
+        groups = [
+            ([*self.weights.values(), *self.norms.values()], weight_rate),
+            ([t for q in self.quantizers.values() for t in (q.scale, q.zero)], quant_rate),
+        ]
+        self.optimizers = [torch.optim.AdamW(p, lr=rate, weight_decay=0) for p, rate in groups]
+        self.schedules = [
+            torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=steps, eta_min=rate / 20)
+            for o, (_, rate) in zip(self.optimizers, groups)
+        ]
+
+    def step(self, x, target):
+        """The loss before the step."""
+        fake = {name: self.quantizers[name](w) for name, w in self.weights.items()}
+        loss = torch.nn.functional.mse_loss(run_block(x, fake, self.norms), target)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer, schedule in zip(self.optimizers, self.schedules):
+            optimizer.step()
+            schedule.step()
+        return loss.item()
 
 
 def train(bits, weight_rate, quant_rate):
@@ -127,33 +165,14 @@ def train(bits, weight_rate, quant_rate):
         tensors[f"start.{name}"] = value.clone()
     with torch.no_grad():
         target = run_block(source_input, start, norm_start)
-    weights = {name: w.clone().requires_grad_() for name, w in start.items()}
-    norms = {name: w.clone().requires_grad_() for name, w in norm_start.items()}
-    quantizers = {name: Quantizer(w, bits) for name, w in weights.items()}
-    groups = [
-        ([*weights.values(), *norms.values()], weight_rate),
-        ([t for q in quantizers.values() for t in (q.scale, q.zero)], quant_rate),
-    ]
-    steps = EPOCHS * SEQUENCES // BATCH
-    optimizers = [torch.optim.AdamW(p, lr=rate, weight_decay=0) for p, rate in groups]
-    schedules = [
-        torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=steps, eta_min=rate / 20)
-        for o, (_, rate) in zip(optimizers, groups)
-    ]
+    training = Training(start, norm_start, bits, weight_rate, quant_rate,
+                        EPOCHS * SEQUENCES // BATCH)
     losses = []
     for _ in range(EPOCHS):
         for begin in range(0, SEQUENCES, BATCH):
             rows = slice(begin, begin + BATCH)
-            fake = {name: quantizers[name](w) for name, w in weights.items()}
-            output = run_block(student_input[rows], fake, norms)
-            loss = torch.nn.functional.mse_loss(output, target[rows])
-            losses.append(loss.item())
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer, schedule in zip(optimizers, schedules):
-                optimizer.step()
-                schedule.step()
+            losses.append(training.step(student_input[rows], target[rows]))
+    weights, norms, quantizers = training.weights, training.norms, training.quantizers
     tensors["losses"] = torch.tensor(losses)
     for name, weight in weights.items():
         codes, scale, zero = quantizers[name].codes(weight)
@@ -205,8 +224,37 @@ def check(path):
     return 0 if worst < 1e-3 else 1
 
 
+def speed(tokens, steps, threads):
+    """Steps on a block of SmolLM2-135M's shape and groups of 64, attention as fast as PyTorch has it."""
+    global HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, GROUP, attend
+    HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, GROUP = 576, 9, 3, 64, 1536, 64
+    if hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+        attend = lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True)
+    torch.set_num_threads(threads)
+    kv, heads = KV_HEADS * HEAD_DIM, HEADS * HEAD_DIM
+    shapes = zip(MATRICES, [(heads, HIDDEN), (kv, HIDDEN), (kv, HIDDEN), (HIDDEN, heads),
+                            (FFN, HIDDEN), (FFN, HIDDEN), (HIDDEN, FFN)])
+    start = {name: torch.randn(*shape) / math.sqrt(shape[1]) for name, shape in shapes}
+    norms = {name: torch.ones(HIDDEN) for name in NORMS}
+    inputs = torch.randn(2 * BATCH, tokens, HIDDEN)
+    with torch.no_grad():
+        target = run_block(inputs, start, norms)
+    training = Training(start, norms, 2, 2e-5, 1e-4, steps)
+    times = [time.monotonic()]
+    for step in range(steps):
+        rows = slice(step % 2 * BATCH, step % 2 * BATCH + BATCH)
+        training.step(inputs[rows], target[rows])
+        times.append(time.monotonic())
+    step_seconds = statistics.median(b - a for a, b in zip(times[1:], times[2:]))
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"tokens_per_second": BATCH * tokens / step_seconds, "peak_rss_bytes": rss}))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) == 3 and sys.argv[1] == "--check":
         sys.exit(check(sys.argv[2]))
+    if len(sys.argv) == 5 and sys.argv[1] == "--speed":
+        sys.exit(speed(*map(int, sys.argv[2:])))
     save(golden(), sys.argv[1])

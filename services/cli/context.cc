@@ -180,12 +180,22 @@ bool Interrupt::interrupted() const {
 }
 
 absl::Status CallStatus(const grpc::Status& status) {
+  const std::string& message = status.error_message();
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
-      absl::StrContains(status.error_message(), "failed to connect")) {
-    return absl::UnavailableError(
-        absl::StrCat("the service cannot be reached; start it with `quern up`, or name its address "
-                     "with --jobs or --inference (",
-                     status.error_message(), ")"));
+      absl::StrContains(message, "failed to connect")) {
+    absl::string_view what =
+        "the service cannot be reached; start it with `quern up`, name its address with --jobs or "
+        "--inference, or give --tls-ca if it takes TLS";
+    if (absl::StrContains(message, "certificate verify failed")) {
+      what = "the service's certificate does not come from the CA in --tls-ca";
+    } else if (absl::StrContains(message, "Hostname Verification Check failed")) {
+      what = "the service's certificate is for other names than the one in its address";
+    }
+    return absl::UnavailableError(absl::StrCat(what, " (", message, ")"));
+  }
+  if (status.error_code() == grpc::StatusCode::UNAUTHENTICATED) {
+    return absl::UnauthenticatedError(
+        absl::StrCat(message, "; --token-file names the token that is shown"));
   }
   return FromGrpcStatus(status);
 }

@@ -162,10 +162,14 @@ void Deployment::CheckGrpc(const Service& service) {
 
 void Deployment::CheckMetrics(const Service& service) {
   const std::string check = absl::StrCat(absl::StripPrefix(service.name, "quern-"), " metrics");
-  const std::string url = absl::StrCat("http://", service.metrics);
+  const ChannelSecurity& security = context_.options().security;
+  const absl::StatusOr<HostPort> address = ParseHostPort(service.metrics);
+  // On loopback metrics are plain whatever the service's settings.
+  const bool tls = !security.tls_ca.empty() && address.ok() && !IsLoopback(address->host);
+  const std::string url = absl::StrCat(tls ? "https://" : "http://", service.metrics);
   const absl::Time before = absl::Now();
   const absl::StatusOr<HttpAnswer> answer =
-      HttpGet(absl::StrCat(url, "/metrics"), {}, options_.timeout);
+      HttpGet(absl::StrCat(url, "/metrics"), security, options_.timeout);
   if (!answer.ok() || answer->status != 200) {
     return findings_.Problem(
         check,
@@ -191,7 +195,8 @@ void Deployment::CheckMetrics(const Service& service) {
         "correct the address, or upgrade the service");
   }
   ours_.insert(service.metrics);
-  const absl::Status ready = CheckHealth(absl::StrCat(url, "/readyz"), "", {}, options_.timeout);
+  const absl::Status ready =
+      CheckHealth(absl::StrCat(url, "/readyz"), "", security, options_.timeout);
   if (!ready.ok()) {
     return findings_.Problem(check, std::string(ready.message()), "HTTP 200 from /readyz",
                              "look at its log: it runs, but takes no work now");

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "core/base/status_macros.h"
+#include "services/common/auth_tokens.h"
 
 namespace quern::cli {
 namespace {
@@ -51,12 +52,13 @@ absl::StatusOr<TlsContext> MakeTlsContext(const HttpUrl& url, const ChannelSecur
 // One exchange; every step starts the next.
 class Exchange {
  public:
-  // `tls` null: without.
-  Exchange(const HttpUrl& url, SSL_CTX* tls)
+  // `tls` null: without. `token` empty: none is shown.
+  Exchange(const HttpUrl& url, SSL_CTX* tls, const std::string& token)
       : url_(url), request_(http::verb::get, url.target, 11), result_(asio::error::timed_out) {
     request_.set(http::field::host, url.host_port.ToString());
     request_.set(http::field::user_agent, "quern");
     request_.set(http::field::connection, "close");
+    if (!token.empty()) request_.set(http::field::authorization, absl::StrCat("Bearer ", token));
     parser_.body_limit(kMaxBodyBytes);
     if (tls == nullptr) return;
     tls_.emplace(stream_, SSL_new(tls));
@@ -139,7 +141,11 @@ absl::StatusOr<HttpAnswer> HttpGet(absl::string_view url_text, const ChannelSecu
                                    absl::Duration timeout) {
   ASSIGN_OR_RETURN(const HttpUrl url, ParseHttpUrl(url_text));
   ASSIGN_OR_RETURN(const TlsContext tls, MakeTlsContext(url, security));
-  Exchange exchange(url, tls.get());
+  std::string token;
+  if (url.tls && !security.token_file.empty()) {
+    ASSIGN_OR_RETURN(token, ReadTokenFile(security.token_file));
+  }
+  Exchange exchange(url, tls.get(), token);
   const beast::error_code error = exchange.Run(timeout);
   if (error == asio::error::timed_out) {
     return absl::DeadlineExceededError(

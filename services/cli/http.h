@@ -28,8 +28,9 @@ struct HttpAnswer {
 };
 
 // GETs "http://HOST[:PORT][/PATH]" and waits at most `timeout`; of `security` an "https://" URL
-// takes the CA, which is then required, and the client's certificate. INVALID_ARGUMENT for another
-// kind of URL, UNAVAILABLE when no answer comes, DEADLINE_EXCEEDED. Any HTTP status is an answer.
+// takes the CA, which is then required, the client's certificate and its token. INVALID_ARGUMENT
+// for another kind of URL, UNAVAILABLE when no answer comes, DEADLINE_EXCEEDED. Any HTTP status is
+// an answer.
 absl::StatusOr<HttpAnswer> HttpGet(absl::string_view url, const ChannelSecurity& security,
                                    absl::Duration timeout);
 

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 password=deploy/secrets/grafana_admin_password
 if [ ! -f "$password" ]; then
   # The folder keeps other users out; the file is read by Grafana's own user inside the container.
-  mkdir -p -m 700 deploy/secrets
+  mkdir -p deploy/secrets
+  chmod 700 deploy/secrets
   head -c 18 /dev/urandom | base64 >"$password"
   chmod 644 "$password"
 fi

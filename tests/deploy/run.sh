@@ -11,32 +11,19 @@ keep=
 [ "${1:-}" != --keep ] || keep=1
 
 skip() { echo "SKIPPED: $*"; exit 77; }
-fail() { echo "containers: $*" >&2; exit 1; }
-step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+# shellcheck source=tests/deploy/containers/stack.bash
+. tests/deploy/containers/stack.bash
 
 [ "$(id -u)" = 0 ] || skip 'needs root, for buildah and podman without a user namespace'
 step 'install'
 deploy/install.sh --containers
 here=tests/deploy/containers
-work=$(mktemp -d)
 export CONTAINERS_CONF=$PWD/$here/containers.conf BUILDAH_ISOLATION=chroot
-compose=(.cache/compose/bin/podman-compose -f deploy/compose.yaml -p quern-test)
-cleanup() {
-  code=$?
-  [ "$code" = 0 ] || "${compose[@]}" logs 2>&1 | tail -60 || true
-  if [ -n "$keep" ]; then
-    echo "left running; stop it with: ${compose[*]} down -v"
-  else
-    "${compose[@]}" down -v -t 5 >/dev/null 2>&1 || true
-  fi
-  rm -rf "$work"
-}
 
 step 'base image'
 $here/base_image.sh
 base=docker.io/library/debian:bookworm-slim
 probe=$(podman run --rm "$base" true 2>&1) || skip "podman cannot run a container here: $probe"
-trap cleanup EXIT
 
 step 'images'
 for target in jobs inference cli worker; do
@@ -58,31 +45,14 @@ quern-cli 200000000
 quern-worker 900000000
 LIMITS
 
+# With TLS and tokens first; it ends with nothing running.
+tests/deploy/tls.sh
+
 step 'stack'
-mkdir -p "$work/data" "$work/secrets"
-echo unused >"$work/secrets/grafana"
-model=$(deploy/fetch_model.sh)
-export QUERN_MODEL_ROOT=$(dirname "$model") QUERN_DATA_ROOT=$work/data
-export QUERN_GRAFANA_PASSWORD_FILE=$work/secrets/grafana
-export QUERN_PROMETHEUS_IMAGE=localhost/quern-test-prometheus
-export QUERN_JOBS_PORT=17400 QUERN_INFERENCE_PORT=17420 QUERN_PROMETHEUS_PORT=19090
-# Grafana's image comes from a registry, which need not be reachable here.
-"${compose[@]}" up -d jobs worker inference prometheus
-container() { echo "quern-test_$1_1"; }
-healthy() { podman healthcheck run "$(container "$1")" >/dev/null 2>&1; }
-# Polls a command until it succeeds.
-await() {
-  local limit=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@"; do
-    [ "$SECONDS" -lt "$limit" ] || fail "$what: not within its limit"
-    sleep 0.2
-  done
-}
-for service in jobs worker inference; do await 60 "$service healthy" healthy "$service"; done
+stack quern-test deploy/compose.yaml
+start_stack
 
 step 'a first answer, from the source as it is, by the client in the stack'
-in_stack() { "${compose[@]}" --profile cli run --rm -T cli "$@"; }
 in_stack models load source --checkpoint "$(basename "$model")"
 text=$(in_stack complete source 'The capital of France is' --max-tokens 8)
 [[ $text = *Paris* ]] || fail "the source said: $text"
@@ -93,26 +63,17 @@ quern() {
   podman run --rm --network=host --read-only localhost/quern-cli \
     --jobs 127.0.0.1:$QUERN_JOBS_PORT --inference 127.0.0.1:$QUERN_INFERENCE_PORT "$@"
 }
-field() { python3 -c 'import json,sys; print(eval("d" + sys.argv[1], {"d": json.load(sys.stdin)}))' "$1"; }
 
 # A job on the real model, small enough for minutes. The container's clock, locale and threads are
 # its own, so equal artifacts say that none of them matters.
-cat README.md docs/*.md >"$work/data/calibration.txt"
 submit() {
   quern --json quantize "$(basename "$model")" --bits 4 --method BLOCK_AP --preset quick \
     --block-ap-samples 2 --calibration calibration.txt --seed 7 --detach | field '["name"]'
 }
-job_field() { quern --json jobs get "$1" | field "$2"; }
 blocks_done() {
   local done
   done=$(job_field "$1" '.get("progress", {}).get("stage", "") == "BLOCK_AP" and int(d["progress"]["completedCount"])')
   [ "$done" != False ] && [ "$done" -ge "$2" ]
-}
-ended() { case "$(job_field "$1" '["state"]')" in SUCCEEDED | FAILED | CANCELLED) ;; *) false ;; esac; }
-artifact_of() {
-  await 900 "the end of $1" ended "$1"
-  [ "$(job_field "$1" '["state"]')" = SUCCEEDED ] || fail "$1: $(quern --json jobs get "$1")"
-  job_field "$1" '["artifact"]'
 }
 
 step 'a job that nothing disturbs'
@@ -146,17 +107,8 @@ after=$(answer)
 [ "$after" = "$before" ] || fail "after the restart: '$after', before: '$before'"
 
 step 'what Prometheus saw'
-query() { # expression -> number of series for which it holds
-  python3 - "$QUERN_PROMETHEUS_PORT" "$1" <<'PYTHON'
-import json, sys, urllib.parse, urllib.request
-url = f'http://127.0.0.1:{sys.argv[1]}/api/v1/query?' + urllib.parse.urlencode({'query': sys.argv[2]})
-print(len(json.load(urllib.request.urlopen(url, timeout=10))['data']['result']))
-PYTHON
-}
-all_up() { [ "$(query 'up == 1')" = 3 ]; }
-await 60 'three targets up' all_up
-succeeded() { [ "$(query 'quern_jobs{state="SUCCEEDED"} == 2')" = 1 ]; }
-await 60 'two jobs succeeded' succeeded
+await 60 'three targets up' holds 'up == 1' 3
+await 60 'two jobs succeeded' holds 'quern_jobs{state="SUCCEEDED"} == 2' 1
 
 step 'a stop is no kill'
 podman stop -t 60 "$(container worker)" "$(container inference)" "$(container jobs)" >/dev/null

@@ -78,7 +78,7 @@ absl::Status ReadTensors(const std::string& path, PackedModel& model) {
       model.vectors[spec.name] = std::vector<float>(data, data + spec.shape[0]);
       continue;
     }
-    const auto format = FormatOf(model.format, spec.kind, static_cast<int>(spec.shape[1]));
+    const auto format = FormatOf(model.format, spec);
     if (format.has_value()) {
       ASSIGN_OR_RETURN(model.matrices[spec.name], TakePacked(spec, *format, reader));
     } else {
@@ -135,7 +135,7 @@ PackedModel ShapeOf(const Manifest& manifest) {
     }
     const int rows = static_cast<int>(spec.shape[0]);
     const int cols = static_cast<int>(spec.shape[1]);
-    if (const auto format = FormatOf(manifest.format, spec.kind, cols); format.has_value()) {
+    if (const auto format = FormatOf(manifest.format, spec); format.has_value()) {
       model.matrices[spec.name] = PackedTensor{.rows = rows,
                                                .cols = cols,
                                                .bits = format->bits,

@@ -84,21 +84,32 @@ absl::StatusOr<std::string> ReadDigest(const JsonObject& object, absl::string_vi
 }
 
 Json FormatToJson(const QuantFormat& format) {
-  return Json{{"bits", format.bits},
-              {"group_size", format.group_size},
-              {"symmetric", format.symmetric},
-              {"embedding_bits", format.embedding_bits}};
+  Json json{{"bits", format.bits},
+            {"group_size", format.group_size},
+            {"symmetric", format.symmetric},
+            {"embedding_bits", format.embedding_bits}};
+  if (!format.matrix_bits.empty()) json["matrix_bits"] = format.matrix_bits;
+  return json;
 }
 
-absl::StatusOr<QuantFormat> FormatFromJson(const JsonObject& json) {
-  RETURN_IF_ERROR(CheckKeys(json, {"bits", "group_size", "symmetric", "embedding_bits"}));
+absl::StatusOr<QuantFormat> FormatFromJson(const JsonObject& json, const ModelConfig& config) {
+  std::vector<absl::string_view> keys = {"bits", "group_size", "symmetric", "embedding_bits"};
+  const bool has_matrix_bits = json.Has("matrix_bits");
+  if (has_matrix_bits) keys.push_back("matrix_bits");
+  RETURN_IF_ERROR(CheckKeys(json, keys));
   constexpr int64_t kMax = std::numeric_limits<int>::max();
   QuantFormat format;
   ASSIGN_OR_RETURN(format.bits, json.Int("bits", 0, kMax));
   ASSIGN_OR_RETURN(format.group_size, json.Int("group_size", 0, kMax));
   ASSIGN_OR_RETURN(format.symmetric, json.BoolOr("symmetric", false));
   ASSIGN_OR_RETURN(format.embedding_bits, json.Int("embedding_bits", 0, kMax));
-  if (absl::Status status = format.Validate(); !status.ok()) {
+  if (has_matrix_bits) {
+    ASSIGN_OR_RETURN(const JsonObject own, json.Object("matrix_bits"));
+    for (const auto& [name, value] : own.json().items()) {
+      ASSIGN_OR_RETURN(format.matrix_bits[name], own.Int(name, 0, kMax));
+    }
+  }
+  if (absl::Status status = format.ValidateFor(config); !status.ok()) {
     return Damaged(json.where(), status.message());
   }
   return format;
@@ -166,7 +177,7 @@ absl::StatusOr<Manifest> ManifestFromJson(const JsonObject& root, bool is_delta)
   ASSIGN_OR_RETURN(const JsonObject config, root.Object("config"));
   ASSIGN_OR_RETURN(manifest.config, ModelConfigFromJson(config.json(), config.where()));
   ASSIGN_OR_RETURN(const JsonObject format, root.Object("format"));
-  ASSIGN_OR_RETURN(manifest.format, FormatFromJson(format));
+  ASSIGN_OR_RETURN(manifest.format, FormatFromJson(format, manifest.config));
   ASSIGN_OR_RETURN(const JsonObject lineage, root.Object("lineage"));
   ASSIGN_OR_RETURN(manifest.lineage, LineageFromJson(lineage));
   ASSIGN_OR_RETURN(const Json* files, root.Array("files"));

@@ -27,9 +27,18 @@ struct QuantFormat {
   int group_size = 64;     // 32, 64, 128, or 0 for a whole output channel
   bool symmetric = false;  // no zero points; the scale may be negative
   int embedding_bits = 8;  // of the embedding and the head: 4, 8 or 16 (16: kept as half floats)
+  // Matrices of blocks that take other bits than `bits`, by tensor name.
+  std::map<std::string, int> matrix_bits;
+
+  // Of a block's matrix.
+  int BitsOf(const std::string& name) const;
+  // The same for one matrix, whose bits are then `bits`.
+  QuantFormat For(const std::string& name) const;
 
   // INVALID_ARGUMENT naming the field, its value and what is supported.
   absl::Status Validate() const;
+  // The same, and that matrix_bits names matrices of the blocks of such a model.
+  absl::Status ValidateFor(const ModelConfig& config) const;
   bool operator==(const QuantFormat&) const = default;
 };
 
@@ -45,6 +54,11 @@ struct MatrixFormat {
 // embedding and head `embedding_bits`; group and symmetry are the same for all, a group longer than
 // a row becomes the row. Nothing for a matrix that stays at 16 bits. `kind` is no kVector.
 std::optional<MatrixFormat> FormatOf(const QuantFormat& format, TensorSpec::Kind kind, int cols);
+// The same for a matrix by its name, which may have bits of its own.
+std::optional<MatrixFormat> FormatOf(const QuantFormat& format, const TensorSpec& spec);
+
+// Mean bits of the codes of a model's blocks.
+double MeanBits(const QuantFormat& format, const ModelConfig& config);
 
 // One quantized matrix that owns its memory (or shares a mapping). Layout: PackedMatrix.
 struct PackedTensor {

@@ -91,7 +91,7 @@ absl::Status CheckHalfMatrix(const TensorSpec& spec, const HalfTensor& tensor) {
 
 absl::Status CheckModelTensors(const PackedModel& model) {
   RETURN_IF_ERROR(model.config.Validate());
-  RETURN_IF_ERROR(model.format.Validate());
+  RETURN_IF_ERROR(model.format.ValidateFor(model.config));
   size_t num_tensors = 0;
   for (const TensorSpec& spec : ModelTensors(model.config)) {
     ++num_tensors;
@@ -102,7 +102,7 @@ absl::Status CheckModelTensors(const PackedModel& model) {
       RETURN_IF_ERROR(CheckVector(spec, it->second));
       continue;
     }
-    const auto format = FormatOf(model.format, spec.kind, static_cast<int>(spec.shape[1]));
+    const auto format = FormatOf(model.format, spec);
     if (format.has_value()) {
       const auto it = model.matrices.find(spec.name);
       if (it == model.matrices.end()) return missing;

@@ -185,6 +185,12 @@ absl::Status ExportModel(const PackedModel& model, ExportForm form, absl::string
   ASSIGN_OR_RETURN(Json config, ModelConfigToHuggingFace(model.config));
   config["torch_dtype"] = "float32";
   if (form == ExportForm::kGptqV2) {
+    if (!model.format.matrix_bits.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          model.format.matrix_bits.size(),
+          " matrices have bits of their own, which GPTQ's configuration has no place for; export "
+          "with --as huggingface or --as gguf"));
+    }
     for (const TensorSpec& spec : ModelTensors(model.config)) {
       if (IsGptq(form, spec)) RETURN_IF_ERROR(CheckGptq(model.matrices.at(spec.name), spec.name));
     }

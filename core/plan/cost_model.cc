@@ -33,7 +33,8 @@ constexpr int64_t kHeadSliceTokens = 128;
 // and Adam, bound by memory; in floating-point operations of the same time.
 constexpr double kWeightStepFlop = 500;
 
-ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
+// target_bits: as in Task.
+ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format, double target_bits) {
   ModelSizes sizes;
   sizes.head_weights = int64_t{config.vocab_size} * config.hidden_size;
   int64_t block_weights = 0;
@@ -49,15 +50,14 @@ ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
     const int64_t weights = spec.shape[0] * spec.shape[1];
     sizes.total_weights += weights;
     if (spec.kind == TensorSpec::Kind::kBlockMatrix) block_weights += weights;
-    const int cols = static_cast<int>(spec.shape[1]);
-    const auto matrix = FormatOf(format, spec.kind, cols);
+    const auto matrix = FormatOf(format, spec);
     if (!matrix.has_value()) {
       sizes.packed_bytes += weights * static_cast<int64_t>(sizeof(uint16_t));
       sizes.header_bytes += name_bytes;
       continue;
     }
     const PackedTensor tensor{.rows = static_cast<int>(spec.shape[0]),
-                              .cols = cols,
+                              .cols = static_cast<int>(spec.shape[1]),
                               .bits = matrix->bits,
                               .group_size = matrix->group_size,
                               .symmetric = matrix->symmetric};
@@ -65,6 +65,10 @@ ModelSizes SizesOf(const ModelConfig& config, const QuantFormat& format) {
     sizes.header_bytes += (name_bytes + 10) * (matrix->symmetric ? 2 : 3);
   }
   sizes.packed_bytes += sizes.vector_bytes;
+  if (target_bits != 0) {
+    sizes.packed_bytes +=
+        static_cast<int64_t>((target_bits - format.bits) / 8 * static_cast<double>(block_weights));
+  }
   sizes.block_weights = block_weights / config.num_hidden_layers;
   return sizes;
 }
@@ -82,7 +86,10 @@ int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens) {
 }
 
 CostModel::CostModel(const Task& task, const ModelConfig& config, const Machine& machine)
-    : task_(task), config_(config), machine_(machine), sizes_(SizesOf(config, task.format)) {}
+    : task_(task),
+      config_(config),
+      machine_(machine),
+      sizes_(SizesOf(config, task.format, task.target_bits)) {}
 
 int64_t CostModel::artifact_bytes() const {
   return sizes_.packed_bytes + sizes_.header_bytes + kManifestBytes +
@@ -213,6 +220,13 @@ double CostModel::GptqFlop(double tokens) const {
          kGptqPasses * 2 * static_cast<double>(sizes_.block_weights) * widest;
 }
 
+double CostModel::SensitivityFlop() const {
+  if (task_.target_bits == 0) return 0;
+  constexpr double kTokens = 8 * 512;
+  constexpr double kWidths = 4;
+  return kTokens * static_cast<double>(sizes_.block_weights) * (2 + 6 + 2 * kWidths);
+}
+
 double CostModel::AwqFlop(double tokens) const {
   constexpr double kExponents = 21;
   const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
@@ -228,13 +242,13 @@ StageCost CostModel::Untrained() const {
   const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
   const double moments = MomentWeights();
   const double search = task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens);
-  return {
-      .stage = Stage::kBlockAp,
-      .duration = (TrainingTime(tokens * 4 * p) + FloatTime(search)) * config_.num_hidden_layers,
-      .host_memory_bytes =
-          kProgramBytes + source_bytes() +
-          static_cast<int64_t>(tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p),
-      .disk_bytes = 2 * sizes_.packed_bytes};
+  return {.stage = Stage::kBlockAp,
+          .duration = (TrainingTime(tokens * 4 * p + SensitivityFlop()) + FloatTime(search)) *
+                      config_.num_hidden_layers,
+          .host_memory_bytes =
+              kProgramBytes + source_bytes() +
+              static_cast<int64_t>(tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p),
+          .disk_bytes = 2 * sizes_.packed_bytes};
 }
 
 StageCost CostModel::BlockAp() const {
@@ -262,7 +276,8 @@ StageCost CostModel::BlockAp() const {
   const double activations =
       tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
   return {.stage = Stage::kBlockAp,
-          .duration = (TrainingTime(flop) + FloatTime(search)) * config_.num_hidden_layers,
+          .duration = (TrainingTime(flop + SensitivityFlop()) + FloatTime(search)) *
+                      config_.num_hidden_layers,
           .host_memory_bytes =
               kProgramBytes + source_bytes() + static_cast<int64_t>(caches + activations + 24 * p),
           .disk_bytes = 2 * sizes_.packed_bytes};

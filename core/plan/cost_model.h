@@ -74,6 +74,9 @@ class CostModel {
   // Of one block: the moments of `tokens` inputs, and the search for codes.
   double GptqFlop(double tokens) const;
 
+  // Of one block, for bits of its own: states and gradients, and the errors of each width.
+  double SensitivityFlop() const;
+
   // The moments, and the errors of each exponent that is tried.
   double AwqFlop(double tokens) const;
 

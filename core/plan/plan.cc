@@ -58,6 +58,7 @@ absl::Status CheckUsed(const Task& task) {
     if (has_samples || has_training) return refuse("block_ap");
     if (!task.calibration_path.empty()) return refuse("calibration");
     if (task.compute_dtype) return refuse("compute_dtype");
+    if (task.target_bits != 0) return refuse("target_bits");
   }
   if (IsUntrained(task.method) && has_training) {
     return refuse("block_ap (beside sample_count and sequence_length_tokens)");
@@ -81,6 +82,11 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
   const BlockApSettings& block = task.block_ap;
   RETURN_IF_ERROR(
       CheckLength("block_ap.sequence_length_tokens", block.sequence_length_tokens, config));
+  if (task.target_bits != 0 && task.target_bits <= task.format.bits) {
+    return Wrong("target_bits",
+                 absl::StrCat("is ", task.target_bits,
+                              ", wanted 0 or more than format.bits, which is ", task.format.bits));
+  }
   const CalibrationShape shape = CalibrationShapeOf(task);
   if (!task.calibration_path.empty() &&
       shape.num_sampled > shape.num_sequences - shape.num_block_sequences) {

@@ -121,6 +121,7 @@ Json SettingsToJson(const Task& task) {
             {"group_size", task.format.group_size},
             {"symmetric", task.format.symmetric},
             {"embedding_bits", task.format.embedding_bits}}},
+          {"target_bits", task.target_bits},
           {"block_ap",
            {{"sample_count", OrNull(block.sample_count)},
             {"sequence_length_tokens", OrNull(block.sequence_length_tokens)},
@@ -214,6 +215,9 @@ absl::StatusOr<Task> ParseTask(absl::string_view json) {
   root.Message("block_ap", [&](ProtoJson& nested) { ParseBlockAp(nested, task.block_ap); });
   root.Message("e2e_qp", [&](ProtoJson& nested) { ParseE2eQp(nested, task.e2e_qp); });
   root.Enum("compute_dtype", ComputeDtypeNames(), task.compute_dtype);
+  std::optional<double> target_bits;
+  root.Number("target_bits", 0, 8, target_bits);
+  task.target_bits = target_bits.value_or(0);
   int64_t seed = 0;
   root.Int("seed", std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(), seed);
   task.seed = static_cast<uint64_t>(seed);

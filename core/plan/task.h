@@ -97,6 +97,7 @@ struct Task {
   BlockApSettings block_ap;
   E2eQpSettings e2e_qp;
   std::optional<ComputeDtype> compute_dtype;
+  double target_bits = 0;  // mean over the blocks' matrices, above format.bits; 0: all alike
   uint64_t seed = 0;
 };
 

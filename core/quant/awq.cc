@@ -97,8 +97,9 @@ absl::StatusOr<TrainedBlock> QuantizeBlockByAwq(const QuantFormat& format, int l
   ScaleChannels(format, moments, block);
   std::array<QuantParameters, kNumBlockMatrices> quant;
   for (int i = 0; i < kNumBlockMatrices; ++i) {
-    const at::Tensor importance = moments.of(static_cast<BlockMatrix>(i)).diagonal();
-    quant[i] = SearchQuantParameters(block.linears[i].weight, importance, format);
+    const auto matrix = static_cast<BlockMatrix>(i);
+    quant[i] = SearchQuantParameters(block.linears[i].weight, moments.of(matrix).diagonal(),
+                                     format.For(MatrixTensorName(layer, matrix)));
   }
   return PackBlock(layer, block, quant, /*loss=*/0);
 }

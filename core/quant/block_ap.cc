@@ -40,15 +40,16 @@ std::vector<at::Tensor*> Norms(TorchBlock& block) {
 absl::StatusOr<QuantParameters> StartMatrix(QuantStart start, int layer, BlockMatrix matrix,
                                             const InputMoments& moments, const QuantFormat& format,
                                             at::Tensor& weight) {
+  const QuantFormat own = format.For(MatrixTensorName(layer, matrix));
   switch (start) {
     case QuantStart::kMinMax:
-      return MinMaxQuantParameters(weight, format);
+      return MinMaxQuantParameters(weight, own);
     case QuantStart::kSearch:
-      return SearchQuantParameters(weight, moments.of(matrix), format);
+      return SearchQuantParameters(weight, moments.of(matrix), own);
     case QuantStart::kGptq:
       break;
   }
-  absl::StatusOr<QuantParameters> quant = GptqQuantParameters(weight, moments.of(matrix), format);
+  absl::StatusOr<QuantParameters> quant = GptqQuantParameters(weight, moments.of(matrix), own);
   if (!quant.ok()) {
     return absl::AbortedError(absl::StrCat("DIVERGED: block ", layer, ", ", BlockMatrixName(matrix),
                                            ": ", quant.status().message()));
@@ -229,8 +230,7 @@ absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
                                        double loss) {
   TrainedBlock trained{.loss = loss};
   for (int i = 0; i < kNumBlockMatrices; ++i) {
-    const std::string name =
-        BlockTensorName(layer, absl::StrCat(BlockMatrixName(BlockMatrix(i)), ".weight"));
+    const std::string name = MatrixTensorName(layer, BlockMatrix(i));
     absl::StatusOr<PackedTensor> packed = PackTrained(block.linears[i].weight, quant[i]);
     if (!packed.ok()) {
       return absl::AbortedError(

@@ -74,11 +74,6 @@ class HeadLoss : public Function<HeadLoss> {
   }
 };
 
-std::string MatrixName(size_t layer, int matrix) {
-  return BlockTensorName(static_cast<int>(layer),
-                         absl::StrCat(BlockMatrixName(BlockMatrix(matrix)), ".weight"));
-}
-
 // A matrix in steps of its scales: whole numbers, since it was packed under them.
 at::Tensor ToLevels(const at::Tensor& weight, const QuantParameters& quant) {
   const at::Tensor scale = quant.scale.repeat_interleave(quant.shape.group_size, 1);
@@ -175,7 +170,8 @@ void ScaleTrainer::Start() {
     for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix) {
       TorchLinear& linear = block.linears[matrix];
       if (all) {
-        quant_.push_back(ToQuantParameters(trained_[layer].matrices.at(MatrixName(layer, matrix)),
+        quant_.push_back(ToQuantParameters(trained_[layer].matrices.at(MatrixTensorName(
+                                               static_cast<int>(layer), BlockMatrix(matrix))),
                                            model_.embedding.device()));
         const at::Tensor scale = quant_.back().scale;
         linear.weight = ToLevels(linear.weight, quant_.back());
@@ -350,7 +346,8 @@ absl::Status ScaleTrainer::StoreResult() {
   for (size_t layer = 0; layer < trained_.size(); ++layer) {
     const TorchBlock& block = model_.blocks[layer];
     for (int matrix = 0; matrix < kNumBlockMatrices; ++matrix, ++i) {
-      PackedTensor& packed = trained_[layer].matrices.at(MatrixName(layer, matrix));
+      PackedTensor& packed = trained_[layer].matrices.at(
+          MatrixTensorName(static_cast<int>(layer), BlockMatrix(matrix)));
       const TorchLinear& linear = block.linears[matrix];
       if (trainable_ == E2eTrainable::kAll) {
         ASSIGN_OR_RETURN(

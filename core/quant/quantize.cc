@@ -17,6 +17,7 @@
 #include "core/quant/device.h"
 #include "core/quant/e2e_qp.h"
 #include "core/quant/exceptions.h"
+#include "core/quant/mixed_precision.h"
 #include "core/quant/torch_ops.h"
 
 namespace quern {
@@ -28,12 +29,12 @@ absl::Span<const float> Values(const at::Tensor& tensor) {
 
 // Adds matrix `name` of the checkpoint to `model` by round-to-nearest, or as half floats where the
 // format says so.
-absl::Status AddRounded(const Checkpoint& checkpoint, const std::string& name,
-                        TensorSpec::Kind kind, PackedModel& model) {
+absl::Status AddRounded(const Checkpoint& checkpoint, const TensorSpec& spec, PackedModel& model) {
+  const std::string& name = spec.name;
   ASSIGN_OR_RETURN(const at::Tensor matrix, LoadTensor(checkpoint, name, at::kCPU));
   const int rows = static_cast<int>(matrix.size(0));
   const int cols = static_cast<int>(matrix.size(1));
-  const std::optional<MatrixFormat> format = FormatOf(model.format, kind, cols);
+  const std::optional<MatrixFormat> format = FormatOf(model.format, spec);
   if (!format.has_value()) {
     ASSIGN_OR_RETURN(model.half_matrices[name], ToHalfTensor(Values(matrix), rows, cols, name));
     return absl::OkStatus();
@@ -60,10 +61,10 @@ absl::StatusOr<PackedModel> PackOuter(const Checkpoint& checkpoint, const QuantF
                     .format = format,
                     .tokenizer_json = checkpoint.tokenizer_json(),
                     .chat_template = checkpoint.chat_template()};
-  RETURN_IF_ERROR(
-      AddRounded(checkpoint, std::string(kEmbeddingName), TensorSpec::Kind::kEmbedding, model));
-  if (!model.config.tie_word_embeddings) {
-    RETURN_IF_ERROR(AddRounded(checkpoint, std::string(kHeadName), TensorSpec::Kind::kHead, model));
+  for (const TensorSpec& spec : ModelTensors(model.config)) {
+    if (spec.kind == TensorSpec::Kind::kEmbedding || spec.kind == TensorSpec::Kind::kHead) {
+      RETURN_IF_ERROR(AddRounded(checkpoint, spec, model));
+    }
   }
   RETURN_IF_ERROR(AddVector(checkpoint, std::string(kFinalNormName), model));
   return model;
@@ -95,6 +96,7 @@ class TrainingRun {
         task_(task),
         calibration_(calibration),
         options_(options),
+        format_(task.format),
         device_(device),
         compute_dtype_(ToScalarType(*task.compute_dtype)),
         with_e2e_(task.method == QuantMethod::kBlockApE2eQp) {}
@@ -109,6 +111,8 @@ class TrainingRun {
   // How many there must be for end-to-end training.
   int num_e2e_sequences() const { return *task_.e2e_qp.first_sample + *task_.e2e_qp.sample_count; }
   absl::Status CheckCalibration() const;
+  // Bits of single matrices, where the task has a budget for them.
+  absl::Status ChooseBits();
   absl::StatusOr<OuterTensors> LoadSourceOuter() const;
   absl::Status Train(TrainingDirectory& directory, const OuterTensors& source,
                      const OuterTensors& served, std::vector<TrainedBlock>& blocks);
@@ -133,6 +137,7 @@ class TrainingRun {
   const Task& task_;
   const std::vector<std::vector<int32_t>>& calibration_;
   const QuantizeOptions& options_;
+  QuantFormat format_;  // with the bits of each matrix
   const at::Device device_;
   const at::ScalarType compute_dtype_;
   const bool with_e2e_;
@@ -164,6 +169,19 @@ absl::Status TrainingRun::CheckCalibration() const {
       }
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::ChooseBits() {
+  if (task_.target_bits == 0) return absl::OkStatus();
+  std::vector<int> widths;
+  for (const int bits : {2, 3, 4, 8}) {
+    if (bits >= format_.bits) widths.push_back(bits);
+  }
+  ASSIGN_OR_RETURN(const std::vector<MatrixSensitivity> sensitivities,
+                   MeasureSensitivities(checkpoint_, format_, widths, calibration_, compute_dtype_,
+                                        device_, options_.cancelled));
+  format_.matrix_bits = ChooseMatrixBits(sensitivities, format_.bits, task_.target_bits);
   return absl::OkStatus();
 }
 
@@ -204,7 +222,7 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
   const BlockApContext context{.config = config,
                                .rotary = rotary,
-                               .format = task_.format,
+                               .format = format_,
                                .settings = task_.block_ap,
                                .compute_dtype = compute_dtype_,
                                .cancelled = options_.cancelled};
@@ -234,7 +252,7 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
     if (trains) {
       absl::StatusOr<TrainedBlock> trained =
           trains_blocks ? TrainNextBlock(context, layer, source, source_states, *states, moments)
-                        : StartBlock(*task_.block_ap.start, task_.format, layer, source, moments);
+                        : StartBlock(*task_.block_ap.start, format_, layer, source, moments);
       RETURN_IF_ERROR(trained.status());
       RETURN_IF_ERROR(directory.SaveBlock(layer, *trained));
       blocks.push_back(*std::move(trained));
@@ -271,8 +289,8 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
                             states.num_sequences());
       ASSIGN_OR_RETURN(TrainedBlock block,
                        task_.method == QuantMethod::kAwq
-                           ? QuantizeBlockByAwq(task_.format, layer, source, std::move(moments))
-                           : StartBlock(QuantStart::kGptq, task_.format, layer, source, moments));
+                           ? QuantizeBlockByAwq(format_, layer, source, std::move(moments))
+                           : StartBlock(QuantStart::kGptq, format_, layer, source, moments));
       RETURN_IF_ERROR(directory.SaveBlock(layer, block));
       blocks.push_back(std::move(block));
     }
@@ -324,6 +342,8 @@ absl::Status TrainingRun::Run(PackedModel& model) {
   served.head = model.config.tie_word_embeddings
                     ? served.embedding
                     : ServedMatrix(model, std::string(kHeadName), device_);
+  RETURN_IF_ERROR(ChooseBits());
+  model.format = format_;
   std::vector<TrainedBlock> blocks;
   if (IsUntrained(task_.method)) {
     RETURN_IF_ERROR(QuantizeBlocksUntrained(directory, served, blocks));
@@ -361,7 +381,7 @@ absl::StatusOr<PackedModel> RoundAll(const Checkpoint& checkpoint, PackedModel m
     for (const TensorSpec& spec : BlockTensors(model.config, layer)) {
       RETURN_IF_ERROR(spec.kind == TensorSpec::Kind::kVector
                           ? AddVector(checkpoint, spec.name, model)
-                          : AddRounded(checkpoint, spec.name, spec.kind, model));
+                          : AddRounded(checkpoint, spec, model));
     }
   }
   return model;

@@ -34,6 +34,10 @@ const char* BlockMatrixName(BlockMatrix matrix) {
   return kNames[matrix];
 }
 
+std::string MatrixTensorName(int layer, BlockMatrix matrix) {
+  return BlockTensorName(layer, absl::StrCat(BlockMatrixName(matrix), ".weight"));
+}
+
 RotaryTables MakeRotaryTables(const ModelConfig& config, int num_tokens, at::Device device) {
   const std::vector<float> frequencies = RopeFrequencies(config);
   at::Tensor frequency = at::empty({1, 1, static_cast<int64_t>(frequencies.size())}, at::kFloat);
@@ -78,8 +82,16 @@ at::Tensor TorchOps::Linear(const TorchBlock& block, BlockMatrix matrix, const a
   const at::ScalarType type =
       linear.weight.defined() ? linear.weight.scalar_type() : linear.coded.type;
   const at::Tensor bias = linear.bias.defined() ? linear.bias.to(type) : at::Tensor();
-  if (linear.weight.defined()) return at::linear(x.to(type), linear.weight, bias);
-  return CodedLinear(x.to(type), linear.scale, linear.coded, bias);
+  const at::Tensor input = x.to(type);
+  const at::Tensor y = linear.weight.defined()
+                           ? at::linear(input, linear.weight, bias)
+                           : CodedLinear(input, linear.scale, linear.coded, bias);
+  if (taps_ != nullptr) {
+    y.retain_grad();
+    taps_->inputs[matrix] = input.detach();
+    taps_->outputs[matrix] = y;
+  }
+  return y;
 }
 
 at::Tensor TorchOps::Norm(const at::Tensor& x, const at::Tensor& weight) {

@@ -27,6 +27,8 @@ enum BlockMatrix { kQProj, kKProj, kVProj, kOProj, kGateProj, kUpProj, kDownProj
 inline constexpr int kNumBlockMatrices = 7;
 // E.g. "self_attn.q_proj"; ".weight" and ".bias" follow.
 const char* BlockMatrixName(BlockMatrix matrix);
+// E.g. "model.layers.0.self_attn.q_proj.weight".
+std::string MatrixTensorName(int layer, BlockMatrix matrix);
 
 // y = x * W^T + bias. W is `weight`, or `coded` under `scale` where `weight` is undefined. Products
 // take their factors in W's type, float or bfloat16, and so is y; sums inside are in float.
@@ -84,6 +86,12 @@ struct InputMoments {
   }
 };
 
+// What went into the matrices of a block and came out, whose gradient is kept.
+struct LinearTaps {
+  std::array<at::Tensor, kNumBlockMatrices> inputs;
+  std::array<at::Tensor, kNumBlockMatrices> outputs;
+};
+
 // Cosines and sines of the rotary angles, [num_tokens, 1, head_dim / 2].
 struct RotaryTables {
   at::Tensor cosines;
@@ -105,6 +113,9 @@ class TorchOps {
   TorchOps(const ModelConfig& config, const RotaryTables& rotary, at::Tensor token_ids = {},
            InputMoments* moments = nullptr)
       : config_(config), rotary_(rotary), token_ids_(std::move(token_ids)), moments_(moments) {}
+
+  // From now on; must outlive this.
+  void TapLinears(LinearTaps* taps) { taps_ = taps; }
 
   at::Tensor Embed(const TorchModel& model);
   Qkv ProjectQkv(int layer, const TorchBlock& block, const at::Tensor& x);
@@ -130,6 +141,7 @@ class TorchOps {
   const RotaryTables& rotary_;
   at::Tensor token_ids_;
   InputMoments* moments_;
+  LinearTaps* taps_ = nullptr;
   // Of the block under way, where full moments are asked for: its input, and that after the norm.
   std::pair<at::Tensor, at::Tensor> states_;
 };

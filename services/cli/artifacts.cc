@@ -37,9 +37,10 @@ struct ArtifactsOptions {
   int limit = 20;
 };
 
-std::string DescribeFormat(const artifact_pb::QuantizationFormat& format) {
-  return absl::StrCat("w", format.bits(), " g", format.group_size(),
-                      format.symmetric() ? " symmetric" : "");
+std::string DescribeFormat(const artifact_pb::Artifact& artifact) {
+  // A service of an earlier version does not say.
+  const double bits = artifact.mean_bits() > 0 ? artifact.mean_bits() : artifact.format().bits();
+  return FormatQuantization(bits, artifact.format().group_size(), artifact.format().symmetric());
 }
 
 absl::StatusOr<artifact_pb::Artifact> GetArtifact(const ArtifactsOptions& options,
@@ -67,7 +68,7 @@ absl::Status ListArtifacts(const ArtifactsOptions& options, Context& context) {
   for (const auto& artifact : response.artifacts()) {
     rows.push_back(
         {std::string(absl::StripPrefix(artifact.name(), "artifacts/")).substr(0, 12),
-         DescribeFormat(artifact.format()), FormatBytes(artifact.size_bytes()),
+         DescribeFormat(artifact), FormatBytes(artifact.size_bytes()),
          FormatLocalTime(ToTime(artifact.create_time())), artifact.lineage().job(),
          std::string(absl::StripPrefix(artifact.lineage().base(), "artifacts/")).substr(0, 12)});
   }
@@ -80,7 +81,7 @@ absl::Status ShowArtifact(const ArtifactsOptions& options, Context& context) {
   ASSIGN_OR_RETURN(const artifact_pb::Artifact artifact, GetArtifact(options, channel));
   if (context.json()) return PrintJson(artifact);
   std::cout << "artifact     " << artifact.name() << "\n"
-            << "format       " << DescribeFormat(artifact.format()) << ", embedding and head "
+            << "format       " << DescribeFormat(artifact) << ", embedding and head "
             << artifact.format().embedding_bits() << " bits\n"
             << "created      " << FormatLocalTime(ToTime(artifact.create_time())) << "\n"
             << "job          " << artifact.lineage().job() << "\n"

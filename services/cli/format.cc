@@ -59,6 +59,10 @@ std::string FormatCount(int64_t count) {
   return text;
 }
 
+std::string FormatQuantization(double bits, int group_size, bool symmetric) {
+  return absl::StrFormat("w%.3g g%d%s", bits, group_size, symmetric ? " symmetric" : "");
+}
+
 std::string FormatElapsed(absl::Duration duration) {
   const int64_t seconds = std::max<int64_t>(0, std::llround(absl::ToDoubleSeconds(duration)));
   if (seconds < 3600) return absl::StrFormat("%d:%02d", seconds / 60, seconds % 60);

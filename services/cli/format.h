@@ -18,6 +18,9 @@ std::string FormatBytes(int64_t bytes);
 // "1,234,567".
 std::string FormatCount(int64_t count);
 
+// "w4 g64", "w2.25 g64 symmetric"; bits: in the mean.
+std::string FormatQuantization(double bits, int group_size, bool symmetric);
+
 // "0:07", "12:34" or "3:04:05".
 std::string FormatElapsed(absl::Duration duration);
 

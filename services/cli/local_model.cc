@@ -25,10 +25,10 @@ absl::StatusOr<OpenedModel> Open(absl::string_view path) {
   if (access(absl::StrCat(path, "/", kManifestName).c_str(), F_OK) == 0) {
     ASSIGN_OR_RETURN(LoadedArtifact artifact, LoadArtifact(path));
     const QuantFormat format = artifact.model.format;
+    const double bits = MeanBits(format, artifact.model.config);
     return OpenedModel{
         MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact.model))),
-        absl::StrCat("w", format.bits, " g", format.group_size,
-                     format.symmetric ? " symmetric" : "")};
+        FormatQuantization(bits, format.group_size, format.symmetric)};
   }
   ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(path));
   return OpenedModel{MakeModelSource(std::shared_ptr<const Checkpoint>(std::move(checkpoint))),

@@ -28,6 +28,7 @@ struct QuantizeOptions {
   int group_size = 64;
   bool symmetric = false;
   int embedding_bits = 8;
+  double target_bits = 0;
   std::string method = "BLOCK_AP_E2E_QP";
   std::string preset = "STANDARD";
   std::string calibration;
@@ -68,6 +69,7 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
   task.set_method(method);
   task.set_preset(preset);
   task.set_seed(options.seed);
+  task.set_target_bits(options.target_bits);
   task.set_compute_dtype(options.compute_dtype);
   if (!options.calibration.empty()) {
     ASSIGN_OR_RETURN(*task.mutable_calibration()->mutable_path(),
@@ -158,6 +160,11 @@ void AddQuantize(CLI::App& app, Command& command) {
   const auto names = [](std::vector<std::string> members) {
     return CLI::IsMember(std::move(members), CLI::ignore_case);
   };
+  sub->add_option(
+         "--target-bits", options->target_bits,
+         "mean bits, above --bits: matrices that rounding hurts most get more; 0: all alike")
+      ->check(CLI::Range(0.0, 8.0))
+      ->capture_default_str();
   sub->add_option("--method", options->method,
                   "round to nearest; choose codes by GPTQ; train block by block; that, then tune "
                   "the scales end "

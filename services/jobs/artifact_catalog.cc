@@ -92,6 +92,9 @@ absl::StatusOr<artifact::v1::Artifact> ArtifactCatalog::Describe(const Digest& i
   artifact.mutable_format()->set_group_size(manifest->format.group_size);
   artifact.mutable_format()->set_symmetric(manifest->format.symmetric);
   artifact.mutable_format()->set_embedding_bits(manifest->format.embedding_bits);
+  artifact.mutable_matrix_bits()->insert(manifest->format.matrix_bits.begin(),
+                                         manifest->format.matrix_bits.end());
+  artifact.set_mean_bits(MeanBits(manifest->format, manifest->config));
   artifact.mutable_lineage()->set_job(JobName(job));
   artifact.mutable_lineage()->set_checkpoint_digest(manifest->lineage.checkpoint_digest);
   artifact.mutable_lineage()->set_calibration_digest(manifest->lineage.calibration_digest);

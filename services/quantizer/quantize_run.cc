@@ -189,16 +189,17 @@ absl::Status QuantizeRun::EvaluateAndReport() {
                         .on_progress = [&](int64_t done, int64_t total) {
                           context_.progress().Report(Stage::kEvaluating, done, total);
                         }};
+  ASSIGN_OR_RETURN(LoadedArtifact artifact, LoadOwnArtifact());
+  const int64_t artifact_bytes = SizeOf(artifact.manifest);
   // Of a round-to-nearest task the result itself is that row.
   if (task_.method != QuantMethod::kRtn) {
-    Task rounded{.format = task_.format, .method = QuantMethod::kRtn};
+    // As many bits for each matrix as the result has.
+    Task rounded{.format = artifact.model.format, .method = QuantMethod::kRtn};
     QuantizeOptions options = context_.TrainingOptions();
     options.on_progress = nullptr;
     ASSIGN_OR_RETURN(PackedModel model, Quantize(*checkpoint_, rounded, {}, options));
     input.models.emplace_back("rtn", std::make_shared<const PackedModel>(std::move(model)));
   }
-  ASSIGN_OR_RETURN(LoadedArtifact artifact, LoadOwnArtifact());
-  const int64_t artifact_bytes = SizeOf(artifact.manifest);
   input.models.emplace_back("result",
                             std::make_shared<const PackedModel>(std::move(artifact.model)));
   ASSIGN_OR_RETURN(const EvaluationResults results,

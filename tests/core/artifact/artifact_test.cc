@@ -67,7 +67,11 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(QuantFormat{.bits = 2, .group_size = 32, .symmetric = true},
                     QuantFormat{.bits = 3, .group_size = 32},
                     QuantFormat{.bits = 4, .group_size = 64, .embedding_bits = 4},
-                    QuantFormat{.bits = 8, .group_size = 0, .embedding_bits = 16}));
+                    QuantFormat{.bits = 8, .group_size = 0, .embedding_bits = 16},
+                    QuantFormat{.bits = 2,
+                                .group_size = 32,
+                                .matrix_bits = {{"model.layers.0.mlp.down_proj.weight", 4},
+                                                {"model.layers.0.self_attn.v_proj.weight", 3}}}));
 
 TEST(ArtifactTest, TheModelOutlivesTheDirectory) {
   const PackedModel model = TinyModel();
@@ -226,6 +230,8 @@ TEST(QuantFormatTest, NamesFieldValueAndWhatIsSupported) {
                 StatusIs(kInvalid, HasSubstr("format.embedding_bits")));
   }
   EXPECT_OK((QuantFormat{.bits = 3, .group_size = 0, .embedding_bits = 16}.Validate()));
+  EXPECT_THAT((QuantFormat{.bits = 2, .matrix_bits = {{"a", 2}}}.Validate()),
+              StatusIs(kInvalid, HasSubstr("format.matrix_bits of a is 2")));
 }
 
 }  // namespace

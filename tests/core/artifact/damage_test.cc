@@ -313,6 +313,20 @@ TEST_F(DamageTest, AManifestOfAnotherFormatOrShape) {
               StatusIs(kDamaged, HasSubstr("is not part of the model")));
   EXPECT_THAT(LoadWith([](Json& json) { json["format"]["embedding_bits"] = 16; }),
               StatusIs(kDamaged, HasSubstr("model.embed_tokens.weight is missing")));
+  const auto with_bits = [](const Json& bits) {
+    return [bits](Json& json) { json["format"]["matrix_bits"] = bits; };
+  };
+  const std::string name = "model.layers.0.mlp.up_proj.weight";
+  EXPECT_THAT(LoadWith(with_bits({{name, 8}})),
+              StatusIs(kDamaged, HasSubstr("by the manifest's config and format")));
+  EXPECT_THAT(LoadWith(with_bits({{name, 5}})), StatusIs(kDamaged, HasSubstr("is 5, supported")));
+  EXPECT_THAT(LoadWith(with_bits({{"model.norm.weight", 4}})),
+              StatusIs(kDamaged, HasSubstr("names model.norm.weight, which is no matrix")));
+  EXPECT_THAT(LoadWith(with_bits({{"a\n", 4}})),
+              StatusIs(kDamaged, HasSubstr("names a\\n, which is no matrix")));
+  EXPECT_THAT(LoadWith(with_bits({{name, "4"}})), StatusIs(kDamaged, HasSubstr(name)));
+  EXPECT_THAT(LoadWith(with_bits(Json::array())), StatusIs(kDamaged, HasSubstr("matrix_bits")));
+  EXPECT_THAT(LoadWith(with_bits(Json::object())), StatusIs(kDamaged, HasSubstr("canonical")));
   EXPECT_THAT(LoadWith([](Json& json) { json["config"]["vocab_size"] = 34; }),
               StatusIs(kDamaged, HasSubstr("wanted U32 [34, 8]")));
   EXPECT_THAT(LoadWith([](Json& json) { json["config"]["tie_word_embeddings"] = false; }),

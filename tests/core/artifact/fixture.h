@@ -100,7 +100,7 @@ inline PackedModel TinyModel(const QuantFormat& format = {.bits = 3, .group_size
     const int rows = static_cast<int>(spec.shape[0]);
     const int cols = static_cast<int>(spec.shape[1]);
     const auto weights = FixedWeights(spec.shape[0] * spec.shape[1], seed);
-    if (const auto matrix = FormatOf(format, spec.kind, cols); matrix.has_value()) {
+    if (const auto matrix = FormatOf(format, spec); matrix.has_value()) {
       model.matrices[spec.name] =
           RoundToNearest(weights, rows, cols, matrix->bits, matrix->group_size, matrix->symmetric)
               .value();

@@ -103,6 +103,17 @@ TEST(ExportTest, GptqRefusesWhatItCannotHold) {
   EXPECT_TRUE(std::filesystem::is_empty(directory / "")) << "nothing is left half";
 }
 
+TEST(ExportTest, GptqRefusesMatricesWithBitsOfTheirOwn) {
+  const TemporaryDirectory directory;
+  const PackedModel model = TinyModel(
+      {.bits = 2, .group_size = 32, .matrix_bits = {{"model.layers.0.mlp.up_proj.weight", 4}}},
+      EvenConfig());
+  EXPECT_THAT(ExportModel(model, ExportForm::kGptqV2, directory / ""),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr("1 matrices have bits of their own")));
+  ASSERT_OK(ExportModel(model, ExportForm::kHuggingFace, directory / ""));
+}
+
 TEST(ExportTest, AFloatCheckpointIsWhatThePackedWeightsMean) {
   for (const int64_t shard_bytes : {int64_t{1} << 30, int64_t{20'000}}) {
     for (const int embedding_bits : {8, 16}) {

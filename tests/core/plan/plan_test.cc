@@ -388,6 +388,14 @@ TEST(PlanTest, WhatCannotRunIsRefusedByField) {
   ++task.calibration_sampled_count;
   ExpectRefused(task, "Block-AP takes 32 of the text; wanted at most 32");
   task = QuickTask(4);
+  task.target_bits = 4;
+  ExpectRefused(task, "target_bits is 4, wanted 0 or more than format.bits, which is 4");
+  task.target_bits = 5;
+  const auto mixed = MakePlan(task, SmolLm2(), {});
+  ASSERT_OK(mixed);
+  EXPECT_NEAR(mixed->artifact_size_bytes,
+              MakePlan(QuickTask(4), SmolLm2(), {})->artifact_size_bytes + 106'168'320 / 8, 1e6);
+  task = QuickTask(4);
   task.method = QuantMethod::kBlockAp;
   task.e2e_qp.loss = E2eLoss::kCrossEntropy;
   ExpectRefused(task, "e2e_qp is set, but method BLOCK_AP");

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/artifact/pack.h"
+#include "core/artifact/tensor_check.h"
 #include "core/base/file.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/plan/plan.h"
@@ -188,6 +189,30 @@ TEST_F(QuantizeTest, TrainingLowersTheLoss) {
   for (int i = 0; i < 4; ++i) first_epoch += kl[i];
   for (int i = 4; i < 8; ++i) second_epoch += kl[i];
   EXPECT_LT(second_epoch, 0.98 * first_epoch);
+}
+
+TEST_F(QuantizeTest, MatricesGetTheirOwnBitsUnderABudget) {
+  for (QuantMethod method :
+       {QuantMethod::kGptq, QuantMethod::kAwq, QuantMethod::kBlockAp, QuantMethod::kBlockApE2eQp}) {
+    SCOPED_TRACE(MethodName(method));
+    Task task = MakeTask(method, {.bits = 2, .group_size = 64});
+    task.target_bits = 2.5;
+    options_.work_directory = directory_ + "/" + std::string(MethodName(method));
+    ASSERT_OK_AND_ASSIGN(const PackedModel model, Run(task));
+    EXPECT_OK(CheckModelTensors(model));
+    const double mean = MeanBits(model.format, model.config);
+    EXPECT_LE(mean, 2.5);
+    EXPECT_GT(mean, 2.3);
+    for (const auto& [name, bits] : model.format.matrix_bits) {
+      EXPECT_EQ(model.matrices.at(name).bits, bits) << name;
+    }
+    // Round-to-nearest takes the same.
+    Task rounded = MakeTask(QuantMethod::kRtn, model.format);
+    ASSERT_OK_AND_ASSIGN(const PackedModel nearest, Run(rounded));
+    EXPECT_EQ(nearest.weight_bytes(), model.weight_bytes());
+    ASSERT_OK_AND_ASSIGN(const PackedModel again, Run(task));
+    ExpectSameBytes(model, again);
+  }
 }
 
 TEST_F(QuantizeTest, CrossEntropyLowersTheLossToo) {

@@ -47,6 +47,7 @@ struct Variant {
   int bits;
   int group_size;
   bool symmetric;
+  double target_bits = 0;
 };
 
 class PackedLogitsTest : public testing::TestWithParam<Variant> {};
@@ -64,6 +65,7 @@ TEST_P(PackedLogitsTest, EngineAndLibTorchAgree) {
   task.compute_dtype = ComputeDtype::kFloat32;
   task.format = {
       .bits = variant.bits, .group_size = variant.group_size, .symmetric = variant.symmetric};
+  task.target_bits = variant.target_bits;
   task.block_ap = {.sample_count = 4,
                    .sequence_length_tokens = kLength,
                    .epoch_count = 1,
@@ -112,10 +114,11 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Variant{"llama", 2, 64, true}, Variant{"llama", 3, 32, false},
                     Variant{"llama", 4, 64, false}, Variant{"llama", 8, 128, false},
                     Variant{"qwen2", 4, 0, true}, Variant{"qwen3", 3, 64, true},
-                    Variant{"mistral", 2, 0, false}),
+                    Variant{"mistral", 2, 0, false}, Variant{"llama", 2, 64, false, 3.5}),
     [](const auto& info) {
       return std::string(info.param.model_type) + "_w" + std::to_string(info.param.bits) + "g" +
-             std::to_string(info.param.group_size) + (info.param.symmetric ? "s" : "a");
+             std::to_string(info.param.group_size) + (info.param.symmetric ? "s" : "a") +
+             (info.param.target_bits > 0 ? "_mixed" : "");
     });
 
 }  // namespace

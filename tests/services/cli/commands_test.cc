@@ -97,11 +97,11 @@ class CommandsTest : public CliTest {
 
 TEST_F(CommandsTest, QuantizeSendsTheWholeTask) {
   ScriptSuccess();
-  const Result result = RunConnected({"quantize", "dir/model", "--bits=3", "--group-size=128",
-                                      "--symmetric", "--method=block_ap", "--preset=quick",
-                                      "--calibration=c.txt", "--eval-text=e.txt", "--eval-chunks=9",
-                                      "--seed=5", "--label=team=a", "--loss=cross_entropy",
-                                      "--e2e-samples=12", "--start=gptq", "--target=both_streams"});
+  const Result result = RunConnected(
+      {"quantize", "dir/model", "--bits=3", "--group-size=128", "--symmetric", "--method=block_ap",
+       "--preset=quick", "--calibration=c.txt", "--eval-text=e.txt", "--eval-chunks=9", "--seed=5",
+       "--label=team=a", "--loss=cross_entropy", "--e2e-samples=12", "--start=gptq",
+       "--target=both_streams", "--target-bits=3.5", "--sampled=7", "--compute-dtype=bfloat16"});
   EXPECT_EQ(result.exit_code, 0) << result.error;
   const auto& request = services_.created_job;
   EXPECT_THAT(request.request_id(), testing::MatchesRegex("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-"
@@ -116,6 +116,9 @@ TEST_F(CommandsTest, QuantizeSendsTheWholeTask) {
   EXPECT_EQ(task.method(), QuantizeTask::BLOCK_AP);
   EXPECT_EQ(task.preset(), QuantizeTask::QUICK);
   EXPECT_EQ(task.calibration().path(), "c.txt");
+  EXPECT_EQ(task.calibration().sampled_count(), 7);
+  EXPECT_EQ(task.target_bits(), 3.5);
+  EXPECT_EQ(task.compute_dtype(), QuantizeTask::BFLOAT16);
   EXPECT_EQ(task.evaluation().path(), "e.txt");
   EXPECT_EQ(task.evaluation().max_chunk_count(), 9);
   EXPECT_EQ(task.seed(), 5);

@@ -59,6 +59,8 @@ TEST_F(ArtifactServiceTest, PublishedArtifactSaysWhatItIs) {
   ASSERT_OK_AND_ASSIGN(const artifact::v1::Artifact artifact, GetArtifact(name));
   EXPECT_EQ(artifact.name(), name);
   EXPECT_EQ(artifact.format().bits(), 4);
+  EXPECT_EQ(artifact.mean_bits(), 4);
+  EXPECT_EQ(artifact.matrix_bits_size(), 0);
   EXPECT_EQ(artifact.format().group_size(), 32);
   EXPECT_THAT(artifact.lineage().job(), HasSubstr("quantizationJobs/"));
   EXPECT_EQ(artifact.lineage().checkpoint_digest(), std::string(64, 'a'));

@@ -163,6 +163,31 @@ void ApplyUntrained(const ModelConfig& config, Task& task) {
   Default(task.block_ap.sequence_length_tokens, std::min(512, config.max_position_embeddings));
 }
 
+// Where a step takes milliseconds, what brings most is to train the weights, block by block and
+// then end to end, for as many steps as fit minutes (docs/quantization.md).
+void ApplyBestOfTiny(const ModelConfig& config, const Rates& rates, Task& task) {
+  BlockApSettings& block = task.block_ap;
+  const int length = std::min(512, config.max_position_embeddings);
+  Default(block.sample_count, 1024);
+  Default(block.sequence_length_tokens, length);
+  Default(block.epoch_count, 4);
+  Default(block.batch_size, std::gcd(8, *block.sample_count));
+  Default(block.validation_sample_count, 16);
+  Default(block.weight_learning_rate, rates.weight.few_rate);
+  Default(block.quant_learning_rate, rates.scale.few_rate);
+  Default(block.start, QuantStart::kSearch);
+  Default(block.target, BlockTarget::kBoth);
+  if (task.method == QuantMethod::kBlockAp) return;
+  E2eQpSettings& e2e = task.e2e_qp;
+  Default(e2e.sample_count, 1024);
+  Default(e2e.sequence_length_tokens, length);
+  Default(e2e.epoch_count, 6);
+  Default(e2e.batch_size, std::gcd(4, *e2e.sample_count));
+  Default(e2e.learning_rate, rates.e2e.few_rate);
+  Default(e2e.trainable, E2eTrainable::kAll);
+  Default(e2e.weight_learning_rate, *e2e.trainable == E2eTrainable::kAll ? 0.02 : 0.0);
+}
+
 double Steps(int sample_count, int epoch_count, int batch_size) {
   return static_cast<double>(sample_count) * epoch_count / batch_size;
 }
@@ -182,12 +207,17 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   if (IsUntrained(task.method)) return ApplyUntrained(config, task);
   if (task.preset == Preset::kReference) return ApplyReference(config, task);
   constexpr int64_t kLargeParameters = 1'000'000'000;
-  const bool large = NumParameters(config) >= kLargeParameters;
+  constexpr int64_t kTinyParameters = 10'000'000;
+  const int64_t num_parameters = NumParameters(config);
+  const bool large = num_parameters >= kLargeParameters;
+  const Rates rates = RatesFor(task.format.bits);
+  if (num_parameters < kTinyParameters && task.preset == Preset::kBest && task.format.bits < 8) {
+    ApplyBestOfTiny(config, rates, task);
+  }
   const bool untrained = task.method == QuantMethod::kBlockApE2eQp && !large &&
                          task.format.bits < 8 && !AsksForTraining(task.block_ap);
   const Amount amount = untrained ? UntrainedAmountFor(task.preset, task.format.bits)
                                   : AmountFor(task.preset, task.format.bits, large);
-  const Rates rates = RatesFor(task.format.bits);
   const int length = std::min(amount.sequence_length_tokens, config.max_position_embeddings);
 
   BlockApSettings& block = task.block_ap;

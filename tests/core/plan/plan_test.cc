@@ -216,6 +216,33 @@ TEST(PlanTest, TheReferencePresetIsThePublishedRecipe) {
   EXPECT_EQ(e2e.loss, E2eLoss::kCrossEntropy);
 }
 
+TEST(PlanTest, BestOfATinyModelTrainsItsWeights) {
+  ModelConfig tiny = SmolLm2();
+  tiny.hidden_size = 64;
+  tiny.intermediate_size = 172;
+  tiny.num_attention_heads = 8;
+  tiny.num_key_value_heads = 4;
+  tiny.head_dim = 8;
+  tiny.num_hidden_layers = 5;
+  tiny.vocab_size = 512;
+  Task task = QuickTask(2);
+  task.preset = Preset::kBest;
+  const auto plan = MakePlan(task, tiny, {});
+  ASSERT_OK(plan);
+  EXPECT_EQ(plan->resolved.block_ap.epoch_count, 4);
+  EXPECT_EQ(plan->resolved.block_ap.start, QuantStart::kSearch);
+  EXPECT_EQ(plan->resolved.e2e_qp.trainable, E2eTrainable::kAll);
+  EXPECT_EQ(plan->resolved.e2e_qp.weight_learning_rate, 0.02);
+  // What is set stays, and what cannot be trained for that is not.
+  task.e2e_qp.trainable = E2eTrainable::kScales;
+  const auto scales = MakePlan(task, tiny, {});
+  ASSERT_OK(scales);
+  EXPECT_EQ(scales->resolved.e2e_qp.trainable, E2eTrainable::kScales);
+  const auto other = MakePlan(task, SmolLm2(), {});
+  ASSERT_OK(other);
+  EXPECT_EQ(other->resolved.block_ap.epoch_count, 0);
+}
+
 TEST(PlanTest, ProductsAreOfBfloat16WhereTheMachineHasThem) {
   const auto dtype = [](const Task& task, const Machine& machine) {
     const auto plan = MakePlan(task, SmolLm2(), machine);

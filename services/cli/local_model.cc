@@ -12,6 +12,7 @@
 #include "core/base/status_macros.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/engine/model_source.h"
+#include "services/cli/format.h"
 
 namespace quern::cli {
 namespace {

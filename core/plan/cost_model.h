@@ -76,6 +76,8 @@ class CostModel {
 
   // Of one block, for bits of its own: states and gradients, and the errors of each width.
   double SensitivityFlop() const;
+  // For all blocks: the states between them, one block with its errors, and the head.
+  double SensitivityBytes() const;
 
   // The moments, and the errors of each exponent that is tried.
   double AwqFlop(double tokens) const;

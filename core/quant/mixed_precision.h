@@ -31,8 +31,8 @@ struct MatrixSensitivity {
 };
 
 // Sensitivities of all block matrices at each of `bits`, over the first tokens of some of
-// `calibration`; two blocks are in memory at a time. Products in `compute_dtype`. CANCELLED,
-// DATA_LOSS as LoadBlock.
+// `calibration`. In memory are the states between all blocks, and one block with its errors at each
+// of `bits`. Products in `compute_dtype`. CANCELLED, DATA_LOSS as LoadBlock.
 absl::StatusOr<std::vector<MatrixSensitivity>> MeasureSensitivities(
     const Checkpoint& checkpoint, const QuantFormat& format, const std::vector<int>& bits,
     const std::vector<std::vector<int32_t>>& calibration, at::ScalarType compute_dtype,

@@ -22,11 +22,11 @@ start_stack
 
 # Programs of the host: with no credential, with the CA alone, and as a client who has a token.
 bare() {
-  podman run --rm --network=host --read-only -v "$work:/work:ro" localhost/quern-cli \
+  podman run --rm --network=host --read-only -v "$work:/tls:ro" localhost/quern-cli \
     --jobs 127.0.0.1:$QUERN_JOBS_PORT --inference 127.0.0.1:$QUERN_INFERENCE_PORT "$@"
 }
-trusting() { bare --tls-ca /work/credentials/ca.crt "$@"; }
-as() { trusting --token-file "/work/credentials/clients/$1.token" "${@:2}"; }
+trusting() { bare --tls-ca /tls/credentials/ca.crt "$@"; }
+as() { trusting --token-file "/tls/credentials/clients/$1.token" "${@:2}"; }
 quern() { as admin "$@"; }
 https=https://127.0.0.1:$QUERN_INFERENCE_HTTP_PORT
 plain() { curl -sS --noproxy '*' --max-time 60 "$@"; }
@@ -41,10 +41,10 @@ refused() { # TEXT COMMAND...
   grep -qF -- "$wanted" "$work/said" || fail "$*: ended with $code, without '$wanted': $(cat "$work/said")"
 }
 refused 'give --tls-ca if it takes TLS' bare jobs list
-refused 'does not come from the CA in --tls-ca' bare --tls-ca /work/other/ca.crt jobs list
+refused 'does not come from the CA in --tls-ca' bare --tls-ca /tls/other/ca.crt jobs list
 refused 'no credential came' trusting jobs list
 refused '--token-file names the token' trusting models list
-refused 'the token is not known here' trusting --token-file /work/other/clients/admin.token jobs list
+refused 'the token is not known here' trusting --token-file /tls/other/clients/admin.token jobs list
 refused 'PERMISSION_DENIED' as submitter models load demo --checkpoint "$(basename "$model")"
 refused 'unable to get local issuer certificate' plain "$https/v1/models"
 refused 'no credential came' with_ca "$https/v1/models"
@@ -89,7 +89,7 @@ for port in "$QUERN_JOBS_PORT" "$QUERN_INFERENCE_PORT" "$QUERN_INFERENCE_HTTP_PO
   await 10 "the new certificate at $port" changed "$port"
 done
 quern models list
-old_token() { trusting --token-file /work/old/admin.token jobs list; }
+old_token() { trusting --token-file /tls/old/admin.token jobs list; }
 old_token
 # Before their hour has passed, for good.
 sed -i -E '/^(admin|submitter|worker|inference|prometheus) .* expires=/d' "$credentials/services/tokens"

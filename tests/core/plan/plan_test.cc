@@ -216,6 +216,24 @@ TEST(PlanTest, TheReferencePresetIsThePublishedRecipe) {
   EXPECT_EQ(e2e.loss, E2eLoss::kCrossEntropy);
 }
 
+TEST(PlanTest, ChoosingBitsTakesTimeAndMemory) {
+  Task task = QuickTask(2);
+  task.method = QuantMethod::kGptq;
+  const auto cost = [&] {
+    const auto plan = MakePlan(task, SmolLm2(), {});
+    EXPECT_OK(plan);
+    return plan->stages[2];
+  };
+  const StageCost alike = cost();
+  ASSERT_EQ(alike.stage, Stage::kBlockAp);
+  task.target_bits = 2.25;
+  const StageCost mixed = cost();
+  EXPECT_GT(mixed.duration, alike.duration + absl::Seconds(10));
+  // The states of 4,096 tokens before, between and after 30 blocks alone.
+  EXPECT_GT(mixed.host_memory_bytes, int64_t{4096} * 576 * 4 * 31);
+  EXPECT_GE(mixed.host_memory_bytes, alike.host_memory_bytes);
+}
+
 TEST(PlanTest, BestOfATinyModelTrainsItsWeights) {
   ModelConfig tiny = SmolLm2();
   tiny.hidden_size = 64;

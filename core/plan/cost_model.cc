@@ -12,6 +12,8 @@ constexpr int64_t kEvaluationSequences = 8;
 constexpr int64_t kEvaluationTokens = 512;
 // LibTorch's libraries, allocator and threads, and our own.
 constexpr int64_t kProgramBytes = int64_t{400} << 20;
+// What CUDA and its libraries take of a GPU before anything is computed.
+constexpr int64_t kDeviceProgramBytes = int64_t{500} << 20;
 // Sampling and scoring are bound by memory, not by products: the share of the products' rate that
 // they reach (measured on a 135M model: 614 tokens/s scored, 455 sampled, where products do 235
 // GFLOP/s).
@@ -22,6 +24,8 @@ constexpr double kSamplingSpeedUp = 1.8;
 // Of the calibration, and widths tried, to choose bits for each matrix; core/quant does the same.
 constexpr double kSensitivityTokens = 8 * 512;
 constexpr double kSensitivityWidths = 4;
+// Of a file that streams lie in, read ahead: a common SSD's.
+constexpr double kScratchBytesPerSecond = 500e6;
 // What training takes beside its products, which is in floats whatever those are in: as long as
 // this share of them would take in floats.
 constexpr double kBesideProducts = 1.0 / 3;
@@ -244,6 +248,37 @@ double CostModel::AwqFlop(double tokens) const {
          kExponents * static_cast<double>(sizes_.block_weights) * (2 * widest + kWeightStepFlop);
 }
 
+StageCost CostModel::TrainingStage(Stage stage, absl::Duration duration, double memory_bytes,
+                                   double disk_bytes) const {
+  StageCost cost{.stage = stage,
+                 .duration = duration,
+                 .host_memory_bytes = kProgramBytes + source_bytes(),
+                 .disk_bytes = static_cast<int64_t>(disk_bytes)};
+  if (machine_.device_memory_bytes > 0) {
+    cost.device_memory_bytes = kDeviceProgramBytes + static_cast<int64_t>(memory_bytes);
+  } else {
+    cost.host_memory_bytes += static_cast<int64_t>(memory_bytes);
+  }
+  return cost;
+}
+
+CostModel::Streams CostModel::PlaceStreams(std::initializer_list<double> values) const {
+  const double value_bytes = task_.activation_dtype == ComputeDtype::kBfloat16 ? 2 : 4;
+  Streams streams;
+  for (const double count : values) {
+    const double bytes = count * value_bytes;
+    const bool fits =
+        machine_.activation_memory_bytes == 0 ||
+        streams.memory_bytes + bytes <= static_cast<double>(machine_.activation_memory_bytes);
+    (fits ? streams.memory_bytes : streams.disk_bytes) += bytes;
+  }
+  return streams;
+}
+
+absl::Duration CostModel::Streams::DiskTime(double passes) const {
+  return absl::Seconds(passes * disk_bytes / kScratchBytesPerSecond);
+}
+
 StageCost CostModel::Untrained() const {
   const BlockApSettings& block = task_.block_ap;
   const double p = static_cast<double>(sizes_.block_weights);
@@ -252,14 +287,14 @@ StageCost CostModel::Untrained() const {
   const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
   const double moments = MomentWeights();
   const double search = task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens);
-  return {.stage = Stage::kBlockAp,
-          .duration = (TrainingTime(tokens * 4 * p + SensitivityFlop()) + FloatTime(search)) *
-                      config_.num_hidden_layers,
-          .host_memory_bytes = kProgramBytes + source_bytes() +
-                               static_cast<int64_t>(std::max(
-                                   SensitivityBytes(),
-                                   tokens * h * 8 + 4 * (moments + 2 * widest * widest) + 16 * p)),
-          .disk_bytes = 2 * sizes_.packed_bytes};
+  const Streams streams = PlaceStreams({tokens * h});
+  return TrainingStage(
+      Stage::kBlockAp,
+      (TrainingTime(tokens * 4 * p + SensitivityFlop()) + FloatTime(search) + streams.DiskTime(3)) *
+          config_.num_hidden_layers,
+      std::max(SensitivityBytes(),
+               streams.memory_bytes + 4 * (moments + 2 * widest * widest) + 16 * p),
+      2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
 }
 
 StageCost CostModel::BlockAp() const {
@@ -282,17 +317,20 @@ StageCost CostModel::BlockAp() const {
       validation * *block.epoch_count * (2 * p + 4 * s * h) +
       Steps(block.sample_count, block.epoch_count, block.batch_size) * kWeightStepFlop * p;
   const double search = *block.start == QuantStart::kGptq ? GptqFlop(train + validation) : 0;
-  const double caches = (source + (1 + passes) * (train + validation)) * h * 4;
+  const double own = (train + validation) * h;
+  const Streams streams = passes == 0   ? PlaceStreams({source * h})
+                          : passes == 1 ? PlaceStreams({source * h, own})
+                                        : PlaceStreams({source * h, own, own});
   const double tokens = *block.batch_size * s;
   const double activations =
       tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
-  return {.stage = Stage::kBlockAp,
-          .duration = (TrainingTime(flop + SensitivityFlop()) + FloatTime(search)) *
-                      config_.num_hidden_layers,
-          .host_memory_bytes =
-              kProgramBytes + source_bytes() +
-              static_cast<int64_t>(std::max(SensitivityBytes(), caches + activations + 24 * p)),
-          .disk_bytes = 2 * sizes_.packed_bytes};
+  // A pass reads and writes a stream; each epoch reads it.
+  return TrainingStage(Stage::kBlockAp,
+                       (TrainingTime(flop + SensitivityFlop()) + FloatTime(search) +
+                        streams.DiskTime(2.0 + *block.epoch_count)) *
+                           config_.num_hidden_layers,
+                       std::max(SensitivityBytes(), streams.memory_bytes + activations + 24 * p),
+                       2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
 }
 
 double CostModel::Steps(const std::optional<int>& samples, const std::optional<int>& epochs,
@@ -330,10 +368,7 @@ StageCost CostModel::E2eQp() const {
     memory += 20 * weights;
     disk += 2 * 12 * weights;  // two generations of value and moments
   }
-  return {.stage = Stage::kE2eQp,
-          .duration = TrainingTime(flop),
-          .host_memory_bytes = kProgramBytes + source_bytes() + static_cast<int64_t>(memory),
-          .disk_bytes = static_cast<int64_t>(disk)};
+  return TrainingStage(Stage::kE2eQp, TrainingTime(flop), memory, disk);
 }
 
 StageCost CostModel::Packing() const {

@@ -6,6 +6,7 @@
 #include <absl/time/time.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -81,6 +82,18 @@ class CostModel {
 
   // The moments, and the errors of each exponent that is tried.
   double AwqFlop(double tokens) const;
+
+  // A stage that trains: what training takes is the GPU's where there is one.
+  StageCost TrainingStage(Stage stage, absl::Duration duration, double memory_bytes,
+                          double disk_bytes) const;
+
+  // Where streams of so many values lie.
+  struct Streams {
+    double memory_bytes = 0;
+    double disk_bytes = 0;
+    absl::Duration DiskTime(double passes) const;
+  };
+  Streams PlaceStreams(std::initializer_list<double> values) const;
 
   // Products of the inputs with themselves, the search for codes or channels' scales, and the pass
   // of the block before and after. Memory: the states, the largest matrix's second moments twice

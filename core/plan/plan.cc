@@ -53,11 +53,12 @@ absl::Status CheckUsed(const Task& task) {
   const E2eQpSettings& e2e = task.e2e_qp;
   const bool has_e2e = e2e.sample_count || e2e.sequence_length_tokens || e2e.epoch_count ||
                        e2e.batch_size || e2e.learning_rate || e2e.loss || e2e.trainable ||
-                       e2e.weight_learning_rate || e2e.first_sample;
+                       e2e.weight_learning_rate || e2e.first_sample || e2e.absolute_rate;
   if (task.method == QuantMethod::kRtn) {
     if (has_samples || has_training) return refuse("block_ap");
     if (!task.calibration_path.empty()) return refuse("calibration");
     if (task.compute_dtype) return refuse("compute_dtype");
+    if (task.activation_dtype) return refuse("activation_dtype");
     if (task.target_bits != 0) return refuse("target_bits");
   }
   if (IsUntrained(task.method) && has_training) {
@@ -112,27 +113,47 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
                  absl::StrCat("is ", *task.e2e_qp.weight_learning_rate,
                               ", but weights are not trained; wanted trainable ALL"));
   }
+  if (*task.e2e_qp.absolute_rate && task.e2e_qp.trainable != E2eTrainable::kScales) {
+    return Wrong("e2e_qp.absolute_rate", "is true, wanted trainable SCALES with it");
+  }
   return CheckBatch("e2e_qp", *task.e2e_qp.batch_size, *task.e2e_qp.sample_count);
 }
 
-const StageCost& Largest(const std::vector<StageCost>& stages) {
-  return *std::max_element(stages.begin(), stages.end(),
-                           [](const StageCost& a, const StageCost& b) {
-                             return a.host_memory_bytes < b.host_memory_bytes;
-                           });
+// What a stage needs more of than there is.
+struct Excess {
+  Stage stage;
+  absl::string_view memory;
+  int64_t needed_bytes;
+  int64_t available_bytes;
+};
+
+// The largest one, if the stages do not fit.
+std::optional<Excess> FindExcess(const std::vector<StageCost>& stages, const Machine& machine) {
+  std::optional<Excess> largest;
+  const auto check = [&](const StageCost& cost, absl::string_view memory, int64_t needed,
+                         int64_t available) {
+    if (available <= 0 || needed <= available) return;
+    if (!largest.has_value() || needed > largest->needed_bytes) {
+      largest = {cost.stage, memory, needed, available};
+    }
+  };
+  for (const StageCost& cost : stages) {
+    check(cost, "memory, the machine", cost.host_memory_bytes, machine.memory_bytes);
+    check(cost, "GPU memory, the GPU", cost.device_memory_bytes, machine.device_memory_bytes);
+  }
+  return largest;
 }
 
 // `what_fits` says what would, when nothing is wrong but the size.
 absl::Status CheckMemory(const std::vector<StageCost>& stages, const Machine& machine,
                          const std::function<std::string()>& what_fits) {
-  if (machine.memory_bytes <= 0) return absl::OkStatus();
-  const StageCost& largest = Largest(stages);
-  if (largest.host_memory_bytes <= machine.memory_bytes) return absl::OkStatus();
+  const std::optional<Excess> excess = FindExcess(stages, machine);
+  if (!excess.has_value()) return absl::OkStatus();
   constexpr double kGib = 1 << 30;
-  return absl::ResourceExhaustedError(absl::StrFormat(
-      "stage %s needs %.1f GiB of memory, the machine has %.1f GiB; %s", StageName(largest.stage),
-      static_cast<double>(largest.host_memory_bytes) / kGib,
-      static_cast<double>(machine.memory_bytes) / kGib, what_fits()));
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("stage %s needs %.1f GiB of %s has %.1f GiB; %s", StageName(excess->stage),
+                      static_cast<double>(excess->needed_bytes) / kGib, excess->memory,
+                      static_cast<double>(excess->available_bytes) / kGib, what_fits()));
 }
 
 constexpr absl::string_view kLargerMachine = "no setting makes it fit, use a larger machine";
@@ -143,15 +164,15 @@ std::string WhatFits(Task task, const ModelConfig& config, const Machine& machin
   const Task asked = task;
   const bool trains = task.method == QuantMethod::kBlockApE2eQp;
   while (true) {
-    const std::vector<StageCost> stages = CostModel(task, config, machine).Stages();
-    const StageCost& largest = Largest(stages);
-    if (largest.host_memory_bytes <= machine.memory_bytes) break;
+    const std::optional<Excess> excess =
+        FindExcess(CostModel(task, config, machine).Stages(), machine);
+    if (!excess.has_value()) break;
     std::optional<int>* setting = nullptr;
     int least = 1;
-    if (largest.stage == Stage::kE2eQp) {
+    if (excess->stage == Stage::kE2eQp) {
       setting = &task.e2e_qp.sequence_length_tokens;
       least = kLeastTokens;
-    } else if (largest.stage == Stage::kBlockAp || largest.stage == Stage::kCalibrating) {
+    } else if (excess->stage == Stage::kBlockAp || excess->stage == Stage::kCalibrating) {
       // The source's stream holds the sequences of both.
       const bool of_e2e =
           trains && *task.e2e_qp.sample_count > task.block_ap.sample_count.value_or(0);
@@ -238,6 +259,9 @@ absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
     plan.resolved.compute_dtype =
         task.preset == Preset::kReference ? ComputeDtype::kFloat32 : FasterDtype(machine);
   }
+  if (task.method != QuantMethod::kRtn && !task.activation_dtype) {
+    plan.resolved.activation_dtype = ComputeDtype::kFloat32;
+  }
   ApplyPreset(config, plan.resolved);
   RETURN_IF_ERROR(CheckResolved(plan.resolved, config));
   const CostModel costs(plan.resolved, config, machine);
@@ -246,6 +270,19 @@ absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
   RETURN_IF_ERROR(
       CheckMemory(plan.stages, machine, [&] { return WhatFits(plan.resolved, config, machine); }));
   return plan;
+}
+
+absl::Status CheckDisk(const std::vector<StageCost>& stages, int64_t free_bytes) {
+  for (const StageCost& stage : stages) {
+    if (stage.disk_bytes <= free_bytes) continue;
+    constexpr double kGib = 1 << 30;
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("stage %s needs %.1f GiB of disk, the work directory's has %.1f GiB; make "
+                        "room there, or let states take more memory or fewer samples",
+                        StageName(stage.stage), static_cast<double>(stage.disk_bytes) / kGib,
+                        static_cast<double>(free_bytes) / kGib));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<TunePlan> PlanTune(const TuneTask& task, const ModelConfig& config,

@@ -23,7 +23,11 @@ absl::string_view StageName(Stage stage);
 // What the run may count on.
 struct Machine {
   int num_threads = 2;
-  int64_t memory_bytes = 0;  // 0: unknown, not checked
+  int64_t memory_bytes = 0;  // of the host; 0: unknown, not checked
+  // Of the GPU that trains; 0: the host does.
+  int64_t device_memory_bytes = 0;
+  // Of what trains, what states between blocks may take before they go to the disk; 0: all of them.
+  int64_t activation_memory_bytes = 0;
   // Billions of floating-point operations per second of a large product, all threads together; of
   // bfloat16 only where the device has it in hardware, else 0.
   double gflops = 107;
@@ -51,6 +55,7 @@ struct StageCost {
   Stage stage;
   absl::Duration duration;
   int64_t host_memory_bytes = 0;
+  int64_t device_memory_bytes = 0;  // of a GPU
   int64_t disk_bytes = 0;
 };
 
@@ -78,6 +83,9 @@ CalibrationShape CalibrationShapeOf(const Task& resolved);
 // machine's memory cannot hold the run.
 absl::StatusOr<PlanResult> MakePlan(const Task& task, const ModelConfig& config,
                                     const Machine& machine);
+
+// RESOURCE_EXHAUSTED naming the stage and both numbers when one needs more than `free_bytes`.
+absl::Status CheckDisk(const std::vector<StageCost>& stages, int64_t free_bytes);
 
 }  // namespace quern
 

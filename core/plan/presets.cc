@@ -31,6 +31,9 @@ void Default(std::optional<T>& field, T value) {
   if (!field.has_value()) field = value;
 }
 
+// Of scales, end to end, as EfficientQAT published it.
+double PublishedE2eRate(int bits) { return bits == 2 ? 2e-5 : 1e-5; }
+
 // EfficientQAT's recipe (its code at 78fd3fb and paper, ACL 2025): 4096 sequences of 2048 tokens,
 // two epochs of two sequences a step, then one end-to-end of 32 a step with cross-entropy.
 void ApplyReference(const ModelConfig& config, Task& task) {
@@ -51,11 +54,12 @@ void ApplyReference(const ModelConfig& config, Task& task) {
   if (task.method == QuantMethod::kBlockAp) return;
   E2eQpSettings& e2e = task.e2e_qp;
   Default(e2e.sample_count, 4096);
-  Default(e2e.sequence_length_tokens, length);
+  Default(e2e.sequence_length_tokens, std::min(4096, config.max_position_embeddings));
   Default(e2e.epoch_count, 1);
   Default(e2e.batch_size, std::gcd(32, *e2e.sample_count));
-  // Its 2e-5 and 1e-5 are absolute; scales of its models are about 1e-2.
-  Default(e2e.learning_rate, task.format.bits == 2 ? 2e-3 : 1e-3);
+  Default(e2e.absolute_rate, true);
+  // Relative, it is as much of the scales of its models, which are about 1e-2.
+  Default(e2e.learning_rate, (*e2e.absolute_rate ? 1 : 100) * PublishedE2eRate(task.format.bits));
   Default(e2e.loss, E2eLoss::kCrossEntropy);
   Default(e2e.trainable, E2eTrainable::kScales);
   Default(e2e.weight_learning_rate, 0.0);
@@ -242,8 +246,11 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
   Default(e2e.sequence_length_tokens, length);
   Default(e2e.epoch_count, 1);
   Default(e2e.batch_size, std::gcd(amount.e2e_batch_size, *e2e.sample_count));
+  Default(e2e.absolute_rate, false);
   Default(e2e.learning_rate,
-          rates.e2e.At(Steps(*e2e.sample_count, *e2e.epoch_count, *e2e.batch_size)));
+          *e2e.absolute_rate
+              ? PublishedE2eRate(task.format.bits)
+              : rates.e2e.At(Steps(*e2e.sample_count, *e2e.epoch_count, *e2e.batch_size)));
   Default(e2e.loss, E2eLoss::kDistillation);
   Default(e2e.trainable, untrained ? E2eTrainable::kScalesAndNorms : E2eTrainable::kScales);
   Default(e2e.weight_learning_rate,

@@ -108,6 +108,7 @@ void ParseE2eQp(ProtoJson& json, E2eQpSettings& settings) {
   json.Enum("trainable", E2eTrainableNames(), settings.trainable);
   json.Number("weight_learning_rate", 0, 1, settings.weight_learning_rate);
   json.Int("first_sample", 0, 65536, settings.first_sample);
+  json.Bool("absolute_rate", settings.absolute_rate);
 }
 
 // What decides the result's weights, seed and inputs apart.
@@ -116,6 +117,7 @@ Json SettingsToJson(const Task& task) {
   const E2eQpSettings& e2e = task.e2e_qp;
   return {{"method", std::string(MethodName(task.method))},
           {"compute_dtype", NameOrNull(ComputeDtypeNames(), task.compute_dtype)},
+          {"activation_dtype", NameOrNull(ComputeDtypeNames(), task.activation_dtype)},
           {"format",
            {{"bits", task.format.bits},
             {"group_size", task.format.group_size},
@@ -144,7 +146,8 @@ Json SettingsToJson(const Task& task) {
             {"loss", NameOrNull(E2eLossNames(), e2e.loss)},
             {"trainable", NameOrNull(E2eTrainableNames(), e2e.trainable)},
             {"weight_learning_rate", OrNull(e2e.weight_learning_rate)},
-            {"first_sample", OrNull(e2e.first_sample)}}}};
+            {"first_sample", OrNull(e2e.first_sample)},
+            {"absolute_rate", OrNull(e2e.absolute_rate)}}}};
 }
 
 }  // namespace
@@ -215,6 +218,7 @@ absl::StatusOr<Task> ParseTask(absl::string_view json) {
   root.Message("block_ap", [&](ProtoJson& nested) { ParseBlockAp(nested, task.block_ap); });
   root.Message("e2e_qp", [&](ProtoJson& nested) { ParseE2eQp(nested, task.e2e_qp); });
   root.Enum("compute_dtype", ComputeDtypeNames(), task.compute_dtype);
+  root.Enum("activation_dtype", ComputeDtypeNames(), task.activation_dtype);
   std::optional<double> target_bits;
   root.Number("target_bits", 0, 8, target_bits);
   task.target_bits = target_bits.value_or(0);

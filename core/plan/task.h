@@ -76,6 +76,8 @@ struct E2eQpSettings {
   // Of weights, in steps of their scales; 0 unless they are trained.
   std::optional<double> weight_learning_rate;
   std::optional<int> first_sample;  // of the calibration's sequences; 0..65536
+  // Rates as they are, falling to nothing: not relative, and not to a twentieth.
+  std::optional<bool> absolute_rate;
 };
 
 // Optional text to evaluate on.
@@ -97,6 +99,8 @@ struct Task {
   BlockApSettings block_ap;
   E2eQpSettings e2e_qp;
   std::optional<ComputeDtype> compute_dtype;
+  // What the states of calibration sequences are kept in between blocks; none: FLOAT32.
+  std::optional<ComputeDtype> activation_dtype;
   double target_bits = 0;  // mean over the blocks' matrices, above format.bits; 0: all alike
   uint64_t seed = 0;
 };

@@ -106,7 +106,8 @@ E2eQpSettings E2eSettingsOf(const TuneSettings& resolved) {
           .loss = E2eLoss::kCrossEntropy,
           .trainable = resolved.trainable,
           .weight_learning_rate = 0.0,
-          .first_sample = 0};
+          .first_sample = 0,
+          .absolute_rate = false};
 }
 
 }  // namespace quern

@@ -5,15 +5,15 @@
 
 namespace quern {
 
-double CosineRate(double rate, int64_t step, int64_t num_steps, int64_t num_warm_up_steps) {
-  constexpr double kFinalShare = 0.05;
+double CosineRate(double rate, int64_t step, int64_t num_steps, int64_t num_warm_up_steps,
+                  double final_share) {
   if (step < num_warm_up_steps) {
     return rate * static_cast<double>(step + 1) / static_cast<double>(num_warm_up_steps + 1);
   }
   const double done = static_cast<double>(step - num_warm_up_steps) /
                       static_cast<double>(std::max<int64_t>(1, num_steps - num_warm_up_steps));
   const double share = 0.5 * (1 + std::cos(std::numbers::pi * done));
-  return rate * (kFinalShare + (1 - kFinalShare) * share);
+  return rate * (final_share + (1 - final_share) * share);
 }
 
 AdamGroup::AdamGroup(std::vector<at::Tensor> parameters, double rate)

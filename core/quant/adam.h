@@ -11,9 +11,13 @@
 
 namespace quern {
 
+// What is left of a rate at its last step.
+inline constexpr double kFinalRateShare = 0.05;
+
 // `rate` after `step` of `num_steps`: a linear rise over the first `num_warm_up_steps`, then a
-// cosine down to a twentieth.
-double CosineRate(double rate, int64_t step, int64_t num_steps, int64_t num_warm_up_steps = 0);
+// cosine down to `final_share` of it.
+double CosineRate(double rate, int64_t step, int64_t num_steps, int64_t num_warm_up_steps = 0,
+                  double final_share = kFinalRateShare);
 
 // After a rewind (a loss that is not finite) every rate is this much smaller.
 inline constexpr double kRewindRateFactor = 0.1;

@@ -6,12 +6,12 @@
 #include <absl/strings/str_cat.h>
 #include <absl/time/clock.h>
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
 #include <string>
 
+#include "core/base/machine.h"
 #include "core/base/status_macros.h"
 #include "core/quant/exceptions.h"
 #include "core/quant/quantize.h"
@@ -53,9 +53,7 @@ std::string ProcessorName() {
 }
 
 DeviceInfo CpuInfo() {
-  return {.name = "cpu",
-          .detail = ProcessorName(),
-          .memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE)};
+  return {.name = "cpu", .detail = ProcessorName(), .memory_bytes = AvailableMemoryBytes()};
 }
 
 absl::StatusOr<DeviceInfo> FindCuda() {

@@ -113,8 +113,8 @@ class ScaleTrainer {
  private:
   // The blocks as they came, and fresh moments.
   void Start();
-  // A rate relative to the parameter's mean magnitude.
-  void AddGroup(at::Tensor parameter, double relative_rate);
+  // With the settings' rate, relative to the parameter's mean magnitude unless it is absolute.
+  void AddGroup(at::Tensor parameter);
   // A block as it would be served, differentiable in what is trained.
   TorchBlock ServedBlock(size_t layer) const;
   bool GoOn(E2eState& state);
@@ -148,9 +148,10 @@ class ScaleTrainer {
   double first_loss_ = 0;
 };
 
-void ScaleTrainer::AddGroup(at::Tensor parameter, double relative_rate) {
-  const double mean = parameter.abs().mean().item<double>();
-  groups_.emplace_back(std::vector<at::Tensor>{std::move(parameter)}, relative_rate * mean);
+void ScaleTrainer::AddGroup(at::Tensor parameter) {
+  double rate = *context_.settings.learning_rate;
+  if (!*context_.settings.absolute_rate) rate *= parameter.abs().mean().item<double>();
+  groups_.emplace_back(std::vector<at::Tensor>{std::move(parameter)}, rate);
 }
 
 void ScaleTrainer::Start() {
@@ -159,7 +160,6 @@ void ScaleTrainer::Start() {
   groups_.clear();
   num_steps_done_ = 0;
   const bool all = trainable_ == E2eTrainable::kAll;
-  const double rate = *context_.settings.learning_rate;
   const double weight_rate = *context_.settings.weight_learning_rate;
   for (size_t layer = 0; layer < trained_.size(); ++layer) {
     // Weights in training are held in float, and rounded for each step.
@@ -178,14 +178,14 @@ void ScaleTrainer::Start() {
         if (weight_rate > 0) {
           groups_.emplace_back(std::vector<at::Tensor>{linear.weight}, weight_rate);
         }
-        AddGroup(scale, rate);
+        AddGroup(scale);
       } else {
-        AddGroup(linear.scale, rate);
+        AddGroup(linear.scale);
       }
     }
     if (trainable_ == E2eTrainable::kScales) continue;
     for (const auto& [name, norm] : kBlockNorms) {
-      if ((block.*norm).defined()) AddGroup(block.*norm, rate);
+      if ((block.*norm).defined()) AddGroup(block.*norm);
     }
   }
 }
@@ -313,6 +313,7 @@ void ScaleTrainer::ClipGradients() {
 
 absl::Status ScaleTrainer::RunSteps() {
   const auto num_warm_up = static_cast<int64_t>(std::ceil(kWarmUpShare * num_steps_));
+  const double final_share = *context_.settings.absolute_rate ? 0 : kFinalRateShare;
   // Saving takes a twentieth of the time at most.
   absl::Time next_save = absl::Now() + context_.save_interval;
   while (num_steps_done_ < num_steps_) {
@@ -328,7 +329,8 @@ absl::Status ScaleTrainer::RunSteps() {
     }
     ClipGradients();
     for (AdamGroup& group : groups_) {
-      group.Step(rate_factor_ * CosineRate(group.rate(), step, num_steps_, num_warm_up));
+      group.Step(rate_factor_ *
+                 CosineRate(group.rate(), step, num_steps_, num_warm_up, final_share));
     }
     ++num_steps_done_;
     const absl::Time now = absl::Now();

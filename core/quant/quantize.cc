@@ -99,6 +99,8 @@ class TrainingRun {
         format_(task.format),
         device_(device),
         compute_dtype_(ToScalarType(*task.compute_dtype)),
+        space_(ToScalarType(task.activation_dtype.value_or(ComputeDtype::kFloat32)),
+               options.activation_memory_bytes, options.work_directory),
         with_e2e_(task.method == QuantMethod::kBlockApE2eQp) {}
 
   absl::Status Run(PackedModel& model);
@@ -140,6 +142,7 @@ class TrainingRun {
   QuantFormat format_;  // with the bits of each matrix
   const at::Device device_;
   const at::ScalarType compute_dtype_;
+  ActivationSpace space_;
   const bool with_e2e_;
 };
 
@@ -205,7 +208,7 @@ absl::StatusOr<TrainedBlock> TrainingRun::TrainNextBlock(const BlockApContext& c
   std::optional<ActivationStore> reached;
   if (*task_.block_ap.target != BlockTarget::kQuantizedStream) targets.push_back(&source_states);
   if (*task_.block_ap.target != BlockTarget::kSourceStream) {
-    reached = states.Copy();
+    reached.emplace(states.Copy());
     reached->Advance(context.config, context.rotary, layer, WithProductsIn(compute_dtype_, source));
     targets.push_back(&*reached);
   }
@@ -234,7 +237,8 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   std::optional<ActivationStore> states;
   if (trains_blocks && num_loaded < config.num_hidden_layers) {
     states.emplace(served.embedding,
-                   ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_));
+                   ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_),
+                   &space_);
   }
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (options_.cancelled && options_.cancelled()) {
@@ -274,8 +278,9 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
   const ModelConfig& config = checkpoint_.config();
   const int num_tokens = *task_.block_ap.sequence_length_tokens;
   const RotaryTables rotary = MakeRotaryTables(config, num_tokens, device_);
-  ActivationStore states(
-      served.embedding, ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_));
+  ActivationStore states(served.embedding,
+                         ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_),
+                         &space_);
   blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -285,8 +290,7 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
     if (layer >= num_loaded) {
       ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
       InputMoments moments{.form = InputMoments::Form::kFull};
-      states.Copy().Advance(config, rotary, layer, WithProductsIn(compute_dtype_, source), &moments,
-                            states.num_sequences());
+      states.Observe(config, rotary, layer, WithProductsIn(compute_dtype_, source), moments);
       ASSIGN_OR_RETURN(TrainedBlock block,
                        task_.method == QuantMethod::kAwq
                            ? QuantizeBlockByAwq(format_, layer, source, std::move(moments))
@@ -366,7 +370,8 @@ absl::Status TrainingRun::Train(TrainingDirectory& directory, const OuterTensors
   if (with_e2e_) num_sequences = std::max(num_sequences, num_e2e_sequences());
   if (with_e2e_) num_tokens = std::max(num_tokens, *task_.e2e_qp.sequence_length_tokens);
   ActivationStore source_states(source.embedding,
-                                ToTokenTensor(calibration_, 0, num_sequences, num_tokens, device_));
+                                ToTokenTensor(calibration_, 0, num_sequences, num_tokens, device_),
+                                &space_);
   RETURN_IF_ERROR(TrainBlocks(directory, source_states, served, blocks));
   if (!with_e2e_) return absl::OkStatus();
   return TrainEndToEnd(directory, source_states, source, served, blocks);

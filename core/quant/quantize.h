@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -33,6 +34,9 @@ struct QuantizeOptions {
   std::string work_directory;
   int num_threads = 2;
   std::string device = "auto";  // "auto", "cpu" or "cuda"
+  // What the states of calibration sequences between blocks may take in memory; streams that do not
+  // fit lie in files in the work directory. Changes no result.
+  int64_t activation_memory_bytes = std::numeric_limits<int64_t>::max();
   std::function<void(const QuantizeProgress&)> on_progress;
   // Asked between steps; true ends the run with CANCELLED.
   std::function<bool()> cancelled;
@@ -40,7 +44,8 @@ struct QuantizeOptions {
 
 // Runs the task's method on `checkpoint` with calibration sequences `calibration` (rows of equal
 // length; unused by RTN). `task` must be resolved (MakePlan). The result carries the checkpoint's
-// tokenizer. ABORTED with block and step when training diverges twice, CANCELLED, DATA_LOSS.
+// tokenizer. ABORTED with block and step when training diverges twice, CANCELLED, DATA_LOSS,
+// RESOURCE_EXHAUSTED when memory or disk is.
 absl::StatusOr<PackedModel> Quantize(const Checkpoint& checkpoint, const Task& task,
                                      const std::vector<std::vector<int32_t>>& calibration,
                                      const QuantizeOptions& options);

@@ -84,6 +84,7 @@ absl::StatusOr<Opened> OpenBelow(const fs::path& root, const std::string& relati
   Task task;
   task.checkpoint_path = relative;
   const Machine machine{.num_threads = AvailableCpus(),
+                        .activation_memory_bytes = AvailableMemoryBytes() / 2,
                         .source_bytes_per_weight =
                             SourceBytesPerWeight(checkpoint->config(), checkpoint->weight_bytes())};
   ASSIGN_OR_RETURN(const PlanResult plan, MakePlan(task, checkpoint->config(), machine));

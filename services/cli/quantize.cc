@@ -1,6 +1,7 @@
 // `quern quantize`: submit a job and follow it.
 
 #include <absl/strings/str_cat.h>
+#include <google/protobuf/util/json_util.h>
 #include <quern/quantization/v1/quantization_service.grpc.pb.h>
 
 #include <iostream>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/file.h"
 #include "core/base/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/submit.h"
@@ -46,8 +48,23 @@ struct QuantizeOptions {
   std::optional<int> block_ap_samples;
   std::optional<int> block_ap_epochs;
   std::optional<int> e2e_samples;
+  std::string settings;
   SubmitOptions submit;
 };
+
+// What the file sets counts instead of the flags.
+absl::Status MergeSettings(const std::string& path, quantization_pb::QuantizeTask& task) {
+  constexpr size_t kMaxBytes = 1 << 20;
+  ASSIGN_OR_RETURN(const std::string json, ReadFile(path, kMaxBytes));
+  quantization_pb::QuantizeTask settings;
+  const auto parsed = google::protobuf::util::JsonStringToMessage(json, &settings);
+  if (!parsed.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--settings: ", path, ": ", std::string(parsed.message())));
+  }
+  task.MergeFrom(settings);
+  return absl::OkStatus();
+}
 
 absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
     const QuantizeOptions& options, const Context& context) {
@@ -118,6 +135,7 @@ absl::StatusOr<quantization_pb::CreateQuantizationJobRequest> MakeJobRequest(
     }
     task.mutable_e2e_qp()->set_trainable(trainable);
   }
+  if (!options.settings.empty()) RETURN_IF_ERROR(MergeSettings(options.settings, task));
   return request;
 }
 
@@ -212,6 +230,9 @@ void AddQuantize(CLI::App& app, Command& command) {
   sub->add_option("--block-ap-samples", options->block_ap_samples, "instead of the preset's");
   sub->add_option("--block-ap-epochs", options->block_ap_epochs, "instead of the preset's");
   sub->add_option("--e2e-samples", options->e2e_samples, "instead of the preset's");
+  sub->add_option("--settings", options->settings,
+                  "file with a QuantizeTask as JSON, for what has no flag (blockAp, e2eQp, "
+                  "activationDtype, ...); what it sets counts instead of the flags");
   AddSubmitOptions(*sub, options->submit);
   sub->callback([options, &command] {
     command = [options](Context& context, Interrupt& interrupt) {

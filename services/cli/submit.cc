@@ -33,7 +33,10 @@ std::string NewRequestId() {
 }
 
 void PrintPlan(const quantization_pb::QuantizationJob& job) {
+  bool has_gpu = false;
+  for (const auto& stage : job.plan().stages()) has_gpu |= stage.device_memory_bytes() > 0;
   std::vector<std::vector<std::string>> rows = {{"STAGE", "TIME", "MEMORY", "DISK"}};
+  if (has_gpu) rows[0].push_back("GPU MEMORY");
   absl::Duration total;
   for (const auto& stage : job.plan().stages()) {
     const absl::Duration duration =
@@ -41,10 +44,11 @@ void PrintPlan(const quantization_pb::QuantizationJob& job) {
     total += duration;
     rows.push_back({quantization_pb::Progress::Stage_Name(stage.stage()), FormatElapsed(duration),
                     FormatBytes(stage.host_memory_bytes()), FormatBytes(stage.disk_bytes())});
+    if (has_gpu) rows.back().push_back(FormatBytes(stage.device_memory_bytes()));
   }
-  std::cout << FormatTable(rows, {false, true, true, true}) << "about " << FormatElapsed(total)
-            << " in all, artifact of " << FormatBytes(job.plan().artifact_size_bytes())
-            << std::endl;
+  std::cout << FormatTable(rows, std::vector<bool>{false, true, true, true, true}) << "about "
+            << FormatElapsed(total) << " in all, artifact of "
+            << FormatBytes(job.plan().artifact_size_bytes()) << std::endl;
 }
 
 }  // namespace

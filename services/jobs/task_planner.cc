@@ -4,6 +4,7 @@
 #include <google/protobuf/util/json_util.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -30,12 +31,13 @@ constexpr absl::string_view kQuantizeField = "quantization_job.quantize";
 constexpr absl::string_view kEvaluateField = "quantization_job.evaluate";
 constexpr absl::string_view kTuneField = "quantization_job.tune";
 
-// A file that the caller named and that is not there (or lies outside) is a wrong argument.
+// A file that the caller named and that is not there (or lies outside) is a wrong argument. What no
+// worker has room for will not fit later either: RESOURCE_EXHAUSTED asks to be tried again.
 absl::Status ForField(absl::string_view field, const absl::Status& status) {
   absl::StatusCode code = status.code();
   if (code == absl::StatusCode::kNotFound || code == absl::StatusCode::kPermissionDenied) {
     code = absl::StatusCode::kInvalidArgument;
-  } else if (code == absl::StatusCode::kDataLoss) {
+  } else if (code == absl::StatusCode::kDataLoss || code == absl::StatusCode::kResourceExhausted) {
     code = absl::StatusCode::kFailedPrecondition;
   }
   return absl::Status(code, absl::StrCat(field, ": ", status.message()));
@@ -93,6 +95,7 @@ void FillPlan(const std::vector<StageCost>& stages, int64_t artifact_size_bytes,
     stage.set_stage(ToStage(cost.stage));
     *stage.mutable_duration() = ToProtoDuration(cost.duration);
     stage.set_host_memory_bytes(cost.host_memory_bytes);
+    stage.set_device_memory_bytes(cost.device_memory_bytes);
     stage.set_disk_bytes(cost.disk_bytes);
   }
   plan.set_artifact_size_bytes(artifact_size_bytes);
@@ -177,9 +180,27 @@ absl::StatusOr<int64_t> TaskPlanner::CheckFile(absl::string_view field,
   return info.st_size;
 }
 
-// The memory of the machine that will run the job is not known here; the quantizer checks it.
+void TaskPlanner::NoteWorker(const worker::v1::WorkerCapabilities& capabilities) const {
+  const bool has_gpu = capabilities.device() == worker::v1::WorkerCapabilities::CUDA;
+  std::atomic<int64_t>& most = has_gpu ? device_memory_bytes_ : memory_bytes_;
+  int64_t known = most;
+  while (known < capabilities.memory_bytes() &&
+         !most.compare_exchange_weak(known, capabilities.memory_bytes())) {
+  }
+  if (capabilities.gflops() <= 0) return;
+  gflops_ = capabilities.gflops();
+  bfloat16_gflops_ = capabilities.bfloat16_gflops();
+}
+
 Machine TaskPlanner::FleetMachine() const {
   Machine machine;
+  // A worker with a GPU does not say what its host has.
+  if (device_memory_bytes_ > 0) {
+    machine.device_memory_bytes = device_memory_bytes_;
+  } else {
+    machine.memory_bytes = memory_bytes_;
+  }
+  machine.activation_memory_bytes = std::max(machine.memory_bytes, machine.device_memory_bytes) / 2;
   const double gflops = gflops_;
   if (gflops > 0) {
     machine.gflops = gflops;

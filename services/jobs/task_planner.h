@@ -27,12 +27,9 @@ class TaskPlanner {
         data_root_(std::move(data_root)),
         manifest_of_(std::move(manifest_of)) {}
 
-  // What a worker says of its machine; plans count on the last one's speed.
-  void NoteWorker(const worker::v1::WorkerCapabilities& capabilities) const {
-    if (capabilities.gflops() <= 0) return;
-    gflops_ = capabilities.gflops();
-    bfloat16_gflops_ = capabilities.bfloat16_gflops();
-  }
+  // What a worker says of its machine. Plans count on the last one's speed and on the most memory
+  // that one has had since the start: what none had room for is refused.
+  void NoteWorker(const worker::v1::WorkerCapabilities& capabilities) const;
 
   // What the user asked for: task and labels, without anything that is output only. Checks what
   // does not need the files. INVALID_ARGUMENT naming the field.
@@ -41,8 +38,8 @@ class TaskPlanner {
 
   // `job` (normalized) with every setting resolved and the expected cost. Reads the configuration
   // of the checkpoint or the base artifact; the data that the task names must be there.
-  // INVALID_ARGUMENT naming the field; FAILED_PRECONDITION for a damaged checkpoint;
-  // RESOURCE_EXHAUSTED.
+  // INVALID_ARGUMENT naming the field; FAILED_PRECONDITION for a damaged checkpoint, and with the
+  // setting that would fit for what no worker has memory for.
   absl::StatusOr<quantization::v1::QuantizationJob> Plan(
       quantization::v1::QuantizationJob job) const;
 
@@ -58,6 +55,9 @@ class TaskPlanner {
 
   Machine FleetMachine() const;
 
+  // Of the largest workers; 0 before one has asked for work.
+  mutable std::atomic<int64_t> memory_bytes_ = 0;
+  mutable std::atomic<int64_t> device_memory_bytes_ = 0;
   // Of large products; 0 before a worker has run a job.
   mutable std::atomic<double> gflops_ = 0;
   mutable std::atomic<double> bfloat16_gflops_ = 0;

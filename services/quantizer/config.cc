@@ -27,6 +27,10 @@ absl::Status QuantizerConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--threads is ", num_threads, ", wanted 0 to ", kMaxThreads));
   }
+  if (activation_memory_mib < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--activation-memory-mib is ", activation_memory_mib, ", wanted 0 or more"));
+  }
   if (device != "auto" && device != "cpu" && device != "cuda") {
     return absl::InvalidArgumentError(
         absl::StrCat("--device is \"", device, "\", wanted auto, cpu or cuda"));

@@ -18,7 +18,8 @@ struct QuantizerConfig {
   std::string artifact_root;   // artifacts lie below it, each by its id; for tasks that name one
   int num_threads = 0;         // 0: one for each core
   std::string device = "auto";
-  bool profile = false;  // print at the end where the time went
+  int activation_memory_mib = 0;  // 0: half of the device's
+  bool profile = false;           // print at the end where the time went
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

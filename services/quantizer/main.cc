@@ -31,6 +31,10 @@ ABSL_FLAG(std::string, artifact_root, "",
           "directory that artifacts lie below, each by its id; required but to quantize");
 ABSL_FLAG(int, threads, 0, "threads, 0 to 1024; 0 means one for each core");
 ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
+ABSL_FLAG(
+    int, activation_memory_mib, 0,
+    "memory for the states of calibration sequences between blocks, in MiB; those that do not "
+    "fit lie in files in the work directory; 0 means half of the device's memory");
 ABSL_FLAG(bool, profile, false,
           "at the end, print on standard error where the time went and how near products came to "
           "the machine's rate");
@@ -49,6 +53,7 @@ QuantizerConfig ConfigFromFlags() {
   config.artifact_root = absl::GetFlag(FLAGS_artifact_root);
   config.num_threads = absl::GetFlag(FLAGS_threads);
   config.device = absl::GetFlag(FLAGS_device);
+  config.activation_memory_mib = absl::GetFlag(FLAGS_activation_memory_mib);
   config.profile = absl::GetFlag(FLAGS_profile);
   return config;
 }
@@ -68,6 +73,7 @@ int Main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of its writer
 
   ParseCommandLine("quern-quantizer",
                    "Quantizes one checkpoint, or tunes or measures one artifact, as a task says. "

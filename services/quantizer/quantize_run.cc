@@ -81,6 +81,7 @@ absl::Status QuantizeRun::MakeThePlan() {
                context_.ThisMachine(
                    SourceBytesPerWeight(checkpoint_->config(), checkpoint_->weight_bytes())));
   if (!plan.ok()) return PlanError(plan.status());
+  RETURN_IF_ERROR(context_.CheckDisk(plan->stages));
   task_ = std::move(plan->resolved);
   key_ = Sha256Hex(DumpCanonicalJson({{"task", TaskToJson(task_)},
                                       {"checkpoint", checkpoint_digest_},

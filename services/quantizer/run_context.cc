@@ -77,9 +77,29 @@ absl::StatusOr<std::string> RunContext::Resolve(absl::string_view root,
   return resolved;
 }
 
+int64_t RunContext::ActivationMemoryBytes() const {
+  if (config_.activation_memory_mib > 0) return int64_t{config_.activation_memory_mib} << 20;
+  return device_.memory_bytes / 2;
+}
+
+absl::Status RunContext::CheckDisk(const std::vector<StageCost>& stages) const {
+  ASSIGN_OR_RETURN(int64_t bytes, FreeDiskBytes(config_.work_directory));
+  // What an earlier run of the job left there it need not write again.
+  std::error_code error;
+  for (auto entry = std::filesystem::recursive_directory_iterator(config_.work_directory, error);
+       !error && entry != std::filesystem::recursive_directory_iterator(); entry.increment(error)) {
+    std::error_code ignored;  // of what is no file
+    const auto size = static_cast<int64_t>(entry->file_size(ignored));
+    if (!ignored) bytes += size;
+  }
+  return WithReason(quern::CheckDisk(stages, bytes), reason::kOutOfDisk);
+}
+
 Machine RunContext::ThisMachine(int source_bytes_per_weight) const {
   return {.num_threads = num_threads_,
           .memory_bytes = AvailableMemoryBytes(),
+          .device_memory_bytes = device_.name == "cpu" ? 0 : device_.memory_bytes,
+          .activation_memory_bytes = ActivationMemoryBytes(),
           .gflops = product_rates_.float32,
           .bfloat16_gflops = product_rates_.bfloat16,
           .source_bytes_per_weight = source_bytes_per_weight};
@@ -89,6 +109,7 @@ QuantizeOptions RunContext::TrainingOptions() {
   return {.work_directory = Work("training"),
           .num_threads = num_threads_,
           .device = config_.device,
+          .activation_memory_bytes = ActivationMemoryBytes(),
           .on_progress =
               [this](const QuantizeProgress& progress) {
                 progress_.Report(progress.stage, progress.completed, progress.total, progress.loss);

@@ -54,6 +54,8 @@ class RunContext {
 
   // What a plan may count on, for a source of so many bytes a weight.
   Machine ThisMachine(int source_bytes_per_weight) const;
+  // OUT_OF_DISK when the work directory's file system has no room for what the stages write.
+  absl::Status CheckDisk(const std::vector<StageCost>& stages) const;
   QuantizeOptions TrainingOptions();
 
   // The text that `data` names, in chunks; nothing when it names none. EVALUATION_INVALID.
@@ -83,6 +85,7 @@ class RunContext {
 
  private:
   absl::Status LockWorkDirectory();
+  int64_t ActivationMemoryBytes() const;
 
   const QuantizerConfig& config_;
   const int num_threads_;

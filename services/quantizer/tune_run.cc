@@ -88,6 +88,7 @@ absl::Status TuneRun::MakeThePlan(int64_t num_tokens) {
   absl::StatusOr<TunePlan> plan = PlanTune(task_, base_.manifest.config, base_.manifest.format,
                                            context_.ThisMachine(0), num_tokens);
   if (!plan.ok()) return PlanError(plan.status());
+  RETURN_IF_ERROR(context_.CheckDisk(plan->stages));
   task_ = std::move(plan->resolved);
   context_.progress().SetPlan(std::move(plan->stages));
   return absl::OkStatus();

@@ -48,6 +48,11 @@ absl::Status WorkerConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--threads: found ", threads, ", wanted 0 (automatic) to 1024"));
   }
+  if (activation_memory_mib < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--activation-memory-mib: found ",
+                                                   activation_memory_mib,
+                                                   ", wanted 0 (automatic) or more"));
+  }
   if (device != "auto" && device != "cpu" && device != "cuda") {
     return absl::InvalidArgumentError(
         absl::StrCat("--device: found '", device, "', wanted auto, cpu or cuda"));

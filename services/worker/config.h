@@ -23,6 +23,7 @@ struct WorkerConfig {
   std::string quantizer;            // path of quern-quantizer
   int threads = 0;                  // of the quantizer; 0: its own choice
   std::string device = "auto";      // auto, cpu or cuda
+  int activation_memory_mib = 0;    // of the quantizer; 0: its own choice
   std::string name;                 // for logs and metrics
   std::string log_format = "text";  // handed to the quantizer
 

@@ -41,6 +41,9 @@ ABSL_FLAG(std::string, data_root, "",
 ABSL_FLAG(std::string, quantizer, "",
           "path of quern-quantizer; empty means the one beside this program");
 ABSL_FLAG(int, threads, 0, "threads of the quantizer, 0 to 1024; 0 means one for each core");
+ABSL_FLAG(int, activation_memory_mib, 0,
+          "memory of the quantizer for the states of calibration sequences between blocks, in MiB; "
+          "those that do not fit lie in files in the work directory; 0 means half of the device's");
 ABSL_FLAG(std::string, device, "auto", "where to train: auto, cpu or cuda");
 ABSL_FLAG(
     std::string, name, "",
@@ -71,6 +74,7 @@ WorkerConfig ConfigFromFlags(const CommonConfig& common) {
   config.quantizer = absl::GetFlag(FLAGS_quantizer);
   if (config.quantizer.empty()) config.quantizer = QuantizerBesideThisProgram();
   config.threads = absl::GetFlag(FLAGS_threads);
+  config.activation_memory_mib = absl::GetFlag(FLAGS_activation_memory_mib);
   config.device = absl::GetFlag(FLAGS_device);
   config.name = absl::GetFlag(FLAGS_name);
   if (config.name.empty()) config.name = DefaultWorkerName();
@@ -114,6 +118,7 @@ absl::Status Serve(const WorkerConfig& config) {
   process.model_root = config.model_root;
   process.data_root = config.data_root;
   process.threads = config.threads;
+  process.activation_memory_mib = config.activation_memory_mib;
   process.device = config.device;
   process.log_format = config.log_format;
   process.jobs = jobs;

@@ -201,6 +201,10 @@ class ProcessRun final : public QuantizerRun {
     if (options_.threads > 0) {
       options.argv.insert(options.argv.end(), {"--threads", absl::StrCat(options_.threads)});
     }
+    if (options_.activation_memory_mib > 0) {
+      options.argv.insert(options.argv.end(), {"--activation-memory-mib",
+                                               absl::StrCat(options_.activation_memory_mib)});
+    }
     options.capture_output = true;
     // Ctrl-C in the terminal is for this process, which drains and stops the child itself.
     options.own_process_group = true;

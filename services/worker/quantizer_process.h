@@ -15,7 +15,8 @@ struct QuantizerProcessOptions {
   std::string program;
   std::string model_root;
   std::string data_root;
-  int threads = 0;  // 0: the quantizer's own choice
+  int threads = 0;                // 0: the quantizer's own choice
+  int activation_memory_mib = 0;  // 0: the same
   std::string device = "auto";
   std::string log_format = "text";
   // Leads to quern-jobs, where artifacts come from that tasks start from.

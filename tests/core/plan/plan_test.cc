@@ -15,6 +15,7 @@
 namespace quern {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 ModelConfig SmolLm2() {
@@ -214,6 +215,74 @@ TEST(PlanTest, TheReferencePresetIsThePublishedRecipe) {
   const E2eQpSettings& e2e = plan->resolved.e2e_qp;
   EXPECT_EQ(*e2e.sample_count / *e2e.batch_size, 128);
   EXPECT_EQ(e2e.loss, E2eLoss::kCrossEntropy);
+  EXPECT_EQ(e2e.learning_rate, 2e-5);
+  EXPECT_EQ(e2e.absolute_rate, true);
+  task.format.bits = 4;
+  EXPECT_EQ(MakePlan(task, SmolLm2(), {})->resolved.e2e_qp.learning_rate, 1e-5);
+  task.e2e_qp.trainable = E2eTrainable::kScalesAndNorms;
+  EXPECT_THAT(MakePlan(task, SmolLm2(), {}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("absolute_rate")));
+}
+
+// A stream of states that has no room in memory counts as disk, and as time to read and write it.
+TEST(PlanTest, StatesBeyondTheirMemoryAreOnTheDisk) {
+  Task task = QuickTask(4);
+  task.method = QuantMethod::kBlockAp;
+  task.block_ap.sample_count = 4096;
+  task.block_ap.sequence_length_tokens = 1024;
+  const auto block_ap = [&](const Machine& machine) {
+    const auto plan = MakePlan(task, SmolLm2(), machine);
+    EXPECT_OK(plan);
+    return plan->stages[2];
+  };
+  constexpr int64_t kStream = int64_t{4096} * 1024 * 576 * 4;
+  const StageCost kept = block_ap({});
+  const StageCost half = block_ap({.activation_memory_bytes = kStream});
+  const StageCost none = block_ap({.activation_memory_bytes = 1});
+  EXPECT_EQ(kept.host_memory_bytes - half.host_memory_bytes, kStream);
+  EXPECT_EQ(half.disk_bytes - kept.disk_bytes, kStream);
+  EXPECT_EQ(kept.host_memory_bytes - none.host_memory_bytes, 2 * kStream);
+  EXPECT_EQ(none.disk_bytes - kept.disk_bytes, 2 * kStream);
+  EXPECT_LT(kept.duration, half.duration);
+  EXPECT_LT(half.duration, none.duration);
+  task.activation_dtype = ComputeDtype::kBfloat16;
+  EXPECT_EQ(none.disk_bytes - block_ap({.activation_memory_bytes = 1}).disk_bytes, kStream);
+}
+
+// What training takes is the GPU's; the checkpoint stays with the host.
+TEST(PlanTest, MemoryOfAGpuIsPlannedApart) {
+  Task task = QuickTask(4);
+  const auto on_host = MakePlan(task, SmolLm2(), {});
+  const auto on_gpu = MakePlan(task, SmolLm2(), {.device_memory_bytes = int64_t{80} << 30});
+  ASSERT_OK(on_host);
+  ASSERT_OK(on_gpu);
+  for (size_t i = 0; i < on_host->stages.size(); ++i) {
+    const StageCost& host = on_host->stages[i];
+    const StageCost& gpu = on_gpu->stages[i];
+    EXPECT_EQ(host.device_memory_bytes, 0);
+    if (host.stage == Stage::kBlockAp || host.stage == Stage::kE2eQp) {
+      EXPECT_GT(gpu.device_memory_bytes, 0);
+      EXPECT_LT(gpu.host_memory_bytes, host.host_memory_bytes);
+    } else {
+      EXPECT_EQ(gpu.device_memory_bytes, 0);
+      EXPECT_EQ(gpu.host_memory_bytes, host.host_memory_bytes);
+    }
+  }
+  EXPECT_THAT(MakePlan(task, SmolLm2(), {.device_memory_bytes = int64_t{1} << 30}),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr("GiB of GPU memory, the GPU has 1.0 GiB"),
+                             HasSubstr("it fits with"))));
+}
+
+TEST(PlanTest, ADiskWithoutRoomIsSaidWithBothNumbers) {
+  const std::vector<StageCost> stages = {
+      {.stage = Stage::kLoading},
+      {.stage = Stage::kBlockAp, .disk_bytes = int64_t{3} << 30},
+  };
+  EXPECT_OK(CheckDisk(stages, int64_t{3} << 30));
+  EXPECT_THAT(CheckDisk(stages, int64_t{1} << 29),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       HasSubstr("BLOCK_AP needs 3.0 GiB of disk, the work directory's has 0.5")));
 }
 
 TEST(PlanTest, ChoosingBitsTakesTimeAndMemory) {

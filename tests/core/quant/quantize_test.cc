@@ -79,7 +79,8 @@ class QuantizeTest : public testing::Test {
                      .loss = E2eLoss::kDistillation,
                      .trainable = E2eTrainable::kScales,
                      .weight_learning_rate = 0.0,
-                     .first_sample = 0};
+                     .first_sample = 0,
+                     .absolute_rate = false};
     }
     return task;
   }
@@ -413,6 +414,76 @@ TEST_F(QuantizeTest, ProductsOfBfloat16TrainAsThoseOfFloats) {
   };
   expect_near(Losses(Stage::kBlockAp), blocks);
   expect_near(Losses(Stage::kE2eQp), end_to_end);
+}
+
+// With the source's stream, the quantized one and its copy for a second target: what fits first
+// lies in memory, the rest in files.
+TEST_F(QuantizeTest, WhereStatesLieChangesNothing) {
+  Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 3});
+  task.block_ap.target = BlockTarget::kBoth;
+  task.activation_dtype = ComputeDtype::kBfloat16;
+  const int64_t stream_bytes = 10 * kLength * checkpoint_->config().hidden_size * 2;
+  ASSERT_OK_AND_ASSIGN(const PackedModel in_memory, Run(task));
+  for (const int64_t bytes : {int64_t{0}, stream_bytes, 2 * stream_bytes}) {
+    options_.activation_memory_bytes = bytes;
+    options_.work_directory = directory_ + "/spilled" + std::to_string(bytes);
+    ASSERT_OK_AND_ASSIGN(const PackedModel spilled, Run(task));
+    ExpectSameBytes(in_memory, spilled);
+  }
+  task = MakeTask(QuantMethod::kGptq, {.bits = 4});
+  options_.work_directory = directory_ + "/gptq_spilled";
+  ASSERT_OK_AND_ASSIGN(const PackedModel spilled, Run(task));
+  options_.activation_memory_bytes = int64_t{1} << 40;
+  options_.work_directory = directory_ + "/gptq";
+  ASSERT_OK_AND_ASSIGN(const PackedModel kept, Run(task));
+  ExpectSameBytes(kept, spilled);
+}
+
+TEST_F(QuantizeTest, StatesOfBfloat16TrainAsThoseOfFloats) {
+  Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 2});
+  options_.work_directory = directory_ + "/floats";
+  ASSERT_OK(Run(task));
+  const std::vector<double> floats = Losses(Stage::kBlockAp);
+  task.activation_dtype = ComputeDtype::kBfloat16;
+  options_.work_directory = directory_ + "/bfloat16";
+  ASSERT_OK(Run(task));
+  const std::vector<double> rounded = Losses(Stage::kBlockAp);
+  ASSERT_EQ(rounded.size(), floats.size());
+  for (size_t i = 0; i < floats.size(); ++i) {
+    EXPECT_NEAR(rounded[i], floats[i], 0.1 * floats[i]) << i;
+    EXPECT_NE(rounded[i], floats[i]) << "the setting has no effect";
+  }
+}
+
+// The first step of Adam moves each scale by the rate, whatever its gradient is.
+TEST_F(QuantizeTest, AnAbsoluteRateIsTheStepItself) {
+  Task task = MakeTask(QuantMethod::kBlockAp, {.bits = 4});
+  task.block_ap.round_scales = true;
+  ASSERT_OK_AND_ASSIGN(const PackedModel before, Run(task));
+  task.method = QuantMethod::kBlockApE2eQp;
+  task.e2e_qp = MakeTask(task.method, task.format).e2e_qp;
+  task.e2e_qp.sample_count = 1;
+  task.e2e_qp.epoch_count = 1;
+  task.e2e_qp.batch_size = 1;
+  task.e2e_qp.absolute_rate = true;
+  constexpr double kRate = 1.0 / 512;
+  task.e2e_qp.learning_rate = 2 * kRate;  // one step of warming up: half of it
+  options_.work_directory = directory_ + "/e2e";
+  ASSERT_OK_AND_ASSIGN(const PackedModel after, Run(task));
+  int num_moved = 0;
+  for (const auto& [name, matrix] : before.matrices) {
+    if (name == kEmbeddingName || name == kHeadName) continue;
+    const std::vector<float> old_scales = UnpackScales(matrix);
+    const std::vector<float> new_scales = UnpackScales(after.matrices.at(name));
+    for (size_t i = 0; i < old_scales.size(); ++i) {
+      const double moved = std::abs(new_scales[i] - old_scales[i]);
+      // Of a group whose scale nothing depends on there is no gradient.
+      if (moved == 0) continue;
+      ++num_moved;
+      ASSERT_NEAR(moved, kRate, 1e-3 * kRate + old_scales[i] / 1024) << name << " " << i;
+    }
+  }
+  EXPECT_GT(num_moved, 100);
 }
 
 TEST_F(QuantizeTest, ADamagedStateIsComputedAgain) {

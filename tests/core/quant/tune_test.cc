@@ -51,7 +51,8 @@ class TuneTest : public testing::Test {
                  .loss = E2eLoss::kCrossEntropy,
                  .trainable = E2eTrainable::kScales,
                  .weight_learning_rate = 0.0,
-                 .first_sample = 0};
+                 .first_sample = 0,
+                 .absolute_rate = false};
   }
   void TearDown() override { EXPECT_OK(RemoveTree(directory_)); }
 

@@ -1,5 +1,7 @@
 #include <signal.h>
 
+#include <fstream>
+
 #include "core/artifact/artifact.h"
 #include "core/base/file.h"
 #include "core/checkpoint/checkpoint.h"
@@ -15,6 +17,7 @@ using quantization::v1::EvaluationReport;
 using quantization::v1::JobEvent;
 using quantization::v1::Progress;
 using quantization::v1::QuantizeTask;
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 using Job = quantization::v1::QuantizationJob;
@@ -126,6 +129,28 @@ TEST_F(CommandsTest, QuantizeSendsTheWholeTask) {
   EXPECT_EQ(task.block_ap().start(), quantization::v1::BlockApSettings::GPTQ);
   EXPECT_EQ(task.block_ap().target(), quantization::v1::BlockApSettings::BOTH_STREAMS);
   EXPECT_EQ(request.quantization_job().labels().at("team"), "a");
+}
+
+TEST_F(CommandsTest, QuantizeTakesSettingsFromAFile) {
+  ScriptSuccess();
+  const std::string path = testing::TempDir() + "/settings.json";
+  std::ofstream(path) << R"({"blockAp":{"weightLearningRate":0.001},"activationDtype":"BFLOAT16",)"
+                      << R"("e2eQp":{"sampleCount":5}})";
+  const Result result = RunConnected(
+      {"quantize", "tiny", "--bits=3", "--start=gptq", "--e2e-samples=12", "--settings=" + path});
+  EXPECT_EQ(result.exit_code, 0) << result.error;
+  const QuantizeTask& task = services_.created_job.quantization_job().quantize();
+  EXPECT_EQ(task.format().bits(), 3);
+  EXPECT_EQ(task.block_ap().start(), quantization::v1::BlockApSettings::GPTQ);
+  EXPECT_EQ(task.block_ap().weight_learning_rate(), 0.001);
+  EXPECT_EQ(task.e2e_qp().sample_count(), 5) << "the file counts";
+  EXPECT_EQ(task.activation_dtype(), QuantizeTask::BFLOAT16);
+  std::ofstream(path) << R"({"blockAp":{"weightRate":1}})";
+  const Result wrong = RunConnected({"quantize", "tiny", "--settings=" + path});
+  EXPECT_NE(wrong.exit_code, 0);
+  EXPECT_THAT(wrong.error, AllOf(HasSubstr(path), HasSubstr("weightRate")));
+  EXPECT_THAT(RunConnected({"quantize", "tiny", "--settings=" + path + ".gone"}).error,
+              HasSubstr("settings.json.gone"));
 }
 
 TEST_F(CommandsTest, QuantizeShowsProgressAndTheEvaluation) {

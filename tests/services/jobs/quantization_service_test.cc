@@ -81,6 +81,26 @@ TEST_F(QuantizationServiceTest, PlansCountOnTheSpeedThatAWorkerReported) {
   EXPECT_LT(planned(), 0.8 * slow);
 }
 
+TEST_F(QuantizationServiceTest, WhatNoWorkerHasMemoryForIsRefusedAtSubmit) {
+  const auto report = [&](int64_t memory_bytes, const std::string& id) {
+    auto lease = LeaseRequest(id);
+    lease.mutable_capabilities()->set_memory_bytes(memory_bytes);
+    EXPECT_OK(LeaseJob(lease));
+  };
+  auto request = CreateRequest();
+  request.set_validate_only(true);
+  EXPECT_OK(Create(request));  // no worker yet: nothing is known
+  report(int64_t{64} << 20, "a");
+  const auto refused = Create(request);
+  EXPECT_THAT(refused, StatusIs(StatusCode::kFailedPrecondition,
+                                AllOf(HasSubstr("GiB of memory, the machine has 0.1 GiB"),
+                                      HasSubstr("use a larger machine"))));
+  report(int64_t{8} << 30, "b");
+  EXPECT_OK(Create(request));
+  report(int64_t{64} << 20, "c");  // the larger one is still there, as far as is known
+  EXPECT_OK(Create(request));
+}
+
 TEST_F(QuantizationServiceTest, SameRequestIdGivesTheSameJobEvenAfterTheFilesMoved) {
   auto request = CreateRequest();
   request.set_request_id("4e7a4ee8-0b9c-4d0e-8a6a-2d5a0e1f9a10");

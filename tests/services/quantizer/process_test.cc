@@ -115,6 +115,29 @@ TEST_F(QuantizerProcessTest, CalibrationTextGivesTheSameArtifactWhereverItLies) 
   EXPECT_EQ(a.last()["artifact"], b.last()["artifact"]);
 }
 
+// Streams of states that are larger than their memory lie on the disk: of 256 sequences 2 MiB.
+TEST_F(QuantizerProcessTest, StatesBeyondTheirMemoryLieOnTheDisk) {
+  WriteAll(Path("data/text.txt"), std::string(20000, 'a') + " b c d\n");
+  std::string task = TaskJson("GPTQ", R"(,"calibration":{"path":"text.txt"})");
+  const std::string epochs = R"(,"epochCount":2)";
+  task.erase(task.find(epochs), epochs.size());
+  task.replace(task.find(R"("sampleCount":4)"), 15, R"("sampleCount":256)");
+  const Finished in_memory = Run(task, "memory");
+  ASSERT_EQ(in_memory.exit.exit_code, 0) << in_memory.last();
+  extra_flags_ = {"--activation-memory-mib", "1"};
+  const Finished on_disk = Run(task, "disk");
+  ASSERT_EQ(on_disk.exit.exit_code, 0) << on_disk.last();
+  EXPECT_EQ(on_disk.last()["artifact"], in_memory.last()["artifact"]);
+
+  // No file may be larger than 1 MiB: a disk without room, as far as one process can have it.
+  launcher_ = {"/bin/sh", "-c", "ulimit -f 2048; exec \"$@\"", "sh"};
+  ExpectError(task, absl::StatusCode::kResourceExhausted, "OUT_OF_DISK",
+              "cannot take 2097152 bytes of disk for a scratch file");
+  // The same limit with the states in memory: nothing else is as large.
+  extra_flags_.clear();
+  EXPECT_EQ(Run(task, "limited").last()["artifact"], in_memory.last()["artifact"]);
+}
+
 // Whatever lies in memory that was not written must not reach the artifact.
 TEST_F(QuantizerProcessTest, UninitializedMemoryDoesNotReachTheArtifact) {
   for (const char* method : {"RTN", "BLOCK_AP_E2E_QP"}) {

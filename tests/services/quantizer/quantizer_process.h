@@ -65,19 +65,12 @@ class QuantizerProcessTest : public testing::Test {
       const std::vector<std::pair<std::string, std::string>>& environment = {}) {
     WriteAll(Path("task.json"), task);
     Subprocess::Options options;
-    options.argv = {std::string(getenv("QUERN_BIN_DIR")) + "/quern-quantizer",
-                    "--task",
-                    Path("task.json"),
-                    "--work-directory",
-                    Path(work),
-                    "--model-root",
-                    Path("models"),
-                    "--data-root",
-                    Path("data"),
-                    "--threads",
-                    "1",
-                    "--device",
-                    "cpu"};
+    options.argv = launcher_;
+    options.argv.insert(
+        options.argv.end(),
+        {std::string(getenv("QUERN_BIN_DIR")) + "/quern-quantizer", "--task", Path("task.json"),
+         "--work-directory", Path(work), "--model-root", Path("models"), "--data-root",
+         Path("data"), "--threads", "1", "--device", "cpu"});
     options.argv.insert(options.argv.end(), extra_flags_.begin(), extra_flags_.end());
     options.environment = environment;
     options.capture_output = true;
@@ -146,6 +139,7 @@ class QuantizerProcessTest : public testing::Test {
     EXPECT_FALSE(std::filesystem::exists(Path("bad/artifact")));
   }
 
+  std::vector<std::string> launcher_;  // a program that ends by running its arguments
   std::vector<std::string> extra_flags_;
   std::string root_;
 };

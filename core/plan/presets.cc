@@ -77,7 +77,7 @@ Rates RatesFor(int bits) {
     case 2:
       return {{32, 1.5e-3, 4096, 2e-5}, {32, 2.5e-3, 4096, 1e-4}, {64, 4e-3, 4096, 1e-3}};
     case 3:
-      return {{16, 7e-4, 4096, 1e-5}, {16, 1e-3, 4096, 1e-4}, {32, 2.5e-3, 4096, 1e-3}};
+      return {{16, 7e-4, 4096, 1e-5}, {16, 1e-3, 4096, 1e-4}, {224, 2.5e-3, 4096, 1e-3}};
     case 4:
       return {{16, 3e-4, 4096, 1e-5}, {16, 5e-4, 4096, 1e-4}, {32, 1e-3, 4096, 1e-3}};
     default:  // 8 bits start next to the source: small steps that cannot lead away from it
@@ -122,17 +122,17 @@ Amount AmountFor(Preset preset, int bits, bool large) {
 }
 
 // Codes by GPTQ, no training of weights, then scales and norms end to end on sequences that the
-// codes were not fitted to: the better model within minutes (docs/quantization.md). Measured is
-// kQuick; the others are reckoned from it.
+// codes were not fitted to: the better model within minutes (docs/quantization.md). Measured are
+// kQuick and kBest; kStandard lies between them.
 Amount UntrainedAmountFor(Preset preset, int bits) {
   const int factor = bits == 2 ? 2 : 1;
   switch (preset) {
     case Preset::kQuick:
       return {32, 512, 0, 1, 0, 32 * factor, 1};
     case Preset::kStandard:
-      return {96, 512, 0, 1, 0, 128 * factor, 1};
+      return {64, 512, 0, 1, 0, 96 * factor, 1};
     case Preset::kBest:
-      return {512, 512, 0, 1, 0, 2048 * factor, 4};
+      return {96, 512, 0, 1, 0, 224 * factor, 1};
     case Preset::kReference:
       break;
   }

@@ -59,11 +59,10 @@ double FlopOf(absl::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
   }
   // Scores and their sums, half of them masked; the way back computes the scores again and has four
   // products.
-  const bool forward = name == "aten::_scaled_dot_product_flash_attention_for_cpu";
-  if (forward || name == "aten::_scaled_dot_product_flash_attention_for_cpu_backward") {
-    const size_t query = forward ? 0 : 1;
-    const at::Tensor q = tensor(query);
-    const at::Tensor k = tensor(query + 1);
+  const bool forward = name == "quern::attention";
+  if (forward || name == "quern::attention backward") {
+    const at::Tensor q = tensor(0);
+    const at::Tensor k = tensor(1);
     if (!q.defined() || !k.defined()) return 0;
     return (forward ? 2.0 : 5.0) * Numel(q) * static_cast<double>(k.size(-2));
   }

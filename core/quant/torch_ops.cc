@@ -10,6 +10,7 @@
 #include "core/base/status_macros.h"
 #include "core/model/rope.h"
 #include "core/model/tensor_names.h"
+#include "core/quant/attention.h"
 
 namespace quern {
 namespace {
@@ -122,15 +123,7 @@ TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tenso
 
 at::Tensor TorchOps::Attend(int, Qkv qkv) {
   if (states_.first.defined()) ObserveThroughAttention(qkv);
-  const int64_t share = config_.num_attention_heads / config_.num_key_value_heads;
-  if (share > 1) {
-    qkv.k = qkv.k.repeat_interleave(share, 1);
-    qkv.v = qkv.v.repeat_interleave(share, 1);
-  }
-  const at::Tensor attention = at::scaled_dot_product_attention(
-      qkv.q, qkv.k, qkv.v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true);
-  return attention.transpose(1, 2).reshape(
-      {attention.size(0), attention.size(2), attention.size(1) * attention.size(3)});
+  return CausalAttention(qkv.q, qkv.k, qkv.v);
 }
 
 at::Tensor TorchOps::AddAttentionOutput(const TorchBlock& block, const at::Tensor& residual,

@@ -2,38 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-// Everything is inlined into the one function of each instruction set, whose code it becomes.
-#define QUERN_INLINE inline __attribute__((always_inline))
+#include "core/quant/vectors-inl.h"
 
 namespace quern {
 namespace {
-
-// Vectors of kLanes floats; products are accumulated in kRows x kVectors of them, which all fit
-// into the registers.
-template <int kLanes_, int kRows_, int kVectors_>
-struct Isa {
-  static constexpr int kLanes = kLanes_;
-  static constexpr int kRows = kRows_;
-  static constexpr int kVectors = kVectors_;
-  static_assert(kAttentionPadding % kLanes == 0);
-  typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
-  typedef int32_t Int __attribute__((vector_size(kLanes * sizeof(float))));
-  // As it lies in memory.
-  typedef float Stored
-      __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
-};
-
-template <typename I>
-QUERN_INLINE void Load(const float* from, typename I::Vec& to) {
-  to = *reinterpret_cast<const typename I::Stored*>(from);
-}
-
-template <typename I>
-QUERN_INLINE void Store(const typename I::Vec& from, float* to) {
-  *reinterpret_cast<typename I::Stored*>(to) = from;
-}
 
 // c[kRows, kVectors * kLanes] (+)= a b over `depth`; a[i][j] lies at a[i * lda + j], transposed at
 // a[j * lda + i].
@@ -99,6 +72,7 @@ QUERN_INLINE void MultiplyColumns(int64_t rows, int64_t depth, const float* a, i
 template <typename I, bool kTransposed, bool kAdd>
 QUERN_INLINE void Multiply(int64_t rows, int64_t cols, int64_t depth, const float* a, int64_t lda,
                            const float* b, int64_t ldb, float* c, int64_t ldc) {
+  static_assert(kAttentionPadding % I::kLanes == 0);
   constexpr int64_t kWide = I::kVectors * I::kLanes;
   int64_t j = 0;
   for (; j + kWide <= cols; j += kWide) {
@@ -107,31 +81,6 @@ QUERN_INLINE void Multiply(int64_t rows, int64_t cols, int64_t depth, const floa
   for (; j < cols; j += I::kLanes) {
     MultiplyColumns<I, 1, kTransposed, kAdd>(rows, depth, a, lda, b + j, ldb, c + j, ldc);
   }
-}
-
-// e^x of x <= 0, within 2e-7 of it; what is below the least normal number becomes that. NaN stays.
-template <typename I>
-QUERN_INLINE void Exp(typename I::Vec& x) {
-  constexpr float kLeast = -87.3f;
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
-  const typename I::Vec least = typename I::Vec{} + kLeast;
-  x = x < least ? least : x;
-  const typename I::Vec power = x * 1.44269504088896341f;
-  const typename I::Vec whole = (power + kRounder) - kRounder;
-  // ln 2 in two parts, so that what is left is exact.
-  const typename I::Vec rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  // The Taylor series of e^rest, |rest| < 0.35, with the coefficients of Cephes' expf.
-  typename I::Vec sum = typename I::Vec{} + 1.9875691500e-4f;
-  sum = sum * rest + 1.3981999507e-3f;
-  sum = sum * rest + 8.3334519073e-3f;
-  sum = sum * rest + 4.1665795894e-2f;
-  sum = sum * rest + 1.6666665459e-1f;
-  sum = sum * rest + 5.0000001201e-1f;
-  sum = sum * rest * rest + rest + 1.0f;
-  const typename I::Int exponent = (__builtin_convertvector(whole, typename I::Int) + 127) << 23;
-  typename I::Vec factor;
-  std::memcpy(&factor, &exponent, sizeof(factor));
-  x = sum * factor;
 }
 
 // Scores of rows [begin, begin + rows) with all keys up to `cols`.
@@ -243,11 +192,6 @@ QUERN_INLINE void Backpropagate(const AttentionHead& head, const AttentionGrads&
 
 #if defined(__x86_64__)
 
-#define QUERN_AVX512 __attribute__((target("avx512f,avx2,fma")))
-#define QUERN_AVX2 __attribute__((target("avx2,fma")))
-using Avx512 = Isa<16, 6, 4>;
-using Avx2 = Isa<8, 6, 2>;
-
 QUERN_AVX512 void AttendAvx512(const AttentionHead& head, int64_t begin, int64_t end,
                                float* scratch, float* out, float* log_sums) {
   Attend<Avx512>(head, begin, end, scratch, out, log_sums);
@@ -270,8 +214,6 @@ QUERN_AVX2 void BackpropagateAvx2(const AttentionHead& head, const AttentionGrad
 
 #endif
 
-using Baseline = Isa<4, 4, 2>;
-
 void AttendBaseline(const AttentionHead& head, int64_t begin, int64_t end, float* scratch,
                     float* out, float* log_sums) {
   Attend<Baseline>(head, begin, end, scratch, out, log_sums);
@@ -288,11 +230,8 @@ const std::vector<AttentionLoops>& SupportedAttentionLoops() {
   static const auto* const supported = [] {
     auto* loops = new std::vector<AttentionLoops>;
 #if defined(__x86_64__)
-    const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (fma && __builtin_cpu_supports("avx512f")) {
-      loops->push_back({"avx512", AttendAvx512, BackpropagateAvx512});
-    }
-    if (fma) loops->push_back({"avx2", AttendAvx2, BackpropagateAvx2});
+    if (HasAvx512()) loops->push_back({"avx512", AttendAvx512, BackpropagateAvx512});
+    if (HasAvx2()) loops->push_back({"avx2", AttendAvx2, BackpropagateAvx2});
 #endif
     loops->push_back({"baseline", AttendBaseline, BackpropagateBaseline});
     return loops;

@@ -14,6 +14,7 @@
 #include "core/model/tensor_names.h"
 #include "core/quant/adam.h"
 #include "core/quant/block_ap.h"
+#include "core/quant/head_loss.h"
 
 namespace quern {
 namespace {
@@ -45,20 +46,15 @@ class HeadLoss : public Function<HeadLoss> {
     double sum = 0;
     for (int64_t begin = 0; begin < num_rows; begin += kSliceRows) {
       const int64_t count = std::min(kSliceRows, num_rows - begin);
-      const at::Tensor log_p = LogSoftmax(hidden.narrow(0, begin, count), head);
-      at::Tensor grad_logits = log_p.exp();
+      at::Tensor logits = Logits(hidden.narrow(0, begin, count), head);
       if (reference.targets.defined()) {
-        const at::Tensor target = reference.targets.narrow(0, begin, count).unsqueeze(1);
-        sum -= log_p.gather(1, target).sum().item<double>();
-        grad_logits.scatter_add_(1, target, at::full({count, 1}, -1.0, hidden.options()));
+        sum += CrossEntropyToGradients(logits, reference.targets.narrow(0, begin, count));
       } else {
-        at::Tensor log_q =
-            LogSoftmax(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head);
-        const at::Tensor q = log_q.exp();
-        grad_logits.sub_(q);
-        sum += log_q.sub_(log_p).mul_(q).sum().item<double>();
+        sum += DivergenceToGradients(
+            logits,
+            Logits(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head));
       }
-      grad.narrow(0, begin, count).copy_(at::mm(grad_logits.to(head.scalar_type()), head));
+      grad.narrow(0, begin, count).copy_(at::mm(logits, head));
     }
     context->save_for_backward({grad.mul_(1.0 / static_cast<double>(num_rows))});
     return at::full({}, sum / static_cast<double>(num_rows), hidden.options());
@@ -69,8 +65,8 @@ class HeadLoss : public Function<HeadLoss> {
   }
 
  private:
-  static at::Tensor LogSoftmax(const at::Tensor& hidden, const at::Tensor& head) {
-    return at::linear(hidden.to(head.scalar_type()), head).log_softmax(1, at::kFloat);
+  static at::Tensor Logits(const at::Tensor& hidden, const at::Tensor& head) {
+    return at::linear(hidden.to(head.scalar_type()), head);
   }
 };
 

@@ -1,5 +1,7 @@
 #include "services/inference/metrics.h"
 
+#include <absl/strings/str_format.h>
+
 namespace quern {
 namespace {
 
@@ -140,7 +142,8 @@ InferenceMetrics::InferenceMetrics(prometheus::Registry& registry)
       request_family_(Histograms(registry, "quern_request_seconds",
                                  "From the request's arrival to its end, however it ended.")),
       info_family_(Gauges(registry, "quern_model_info",
-                          "1 for each model in memory; bits 0 is a checkpoint as it came.")),
+                          "1 for each model in memory; bits of the codes in the mean, 0 of a "
+                          "checkpoint as it came.")),
       load_family_(Gauges(registry, "quern_model_load_seconds",
                           "How long the model took from request to ready.")),
       bytes_family_(
@@ -260,7 +263,7 @@ std::shared_ptr<const ModelMetrics> InferenceMetrics::ModelLoaded(const std::str
   ModelGauges gauges;
   gauges.info = &info_family_.Add({{"model", model},
                                    {"artifact", facts.artifact},
-                                   {"bits", std::to_string(facts.bits)},
+                                   {"bits", absl::StrFormat("%.3g", facts.bits)},
                                    {"group_size", std::to_string(facts.group_size)},
                                    {"kernel", facts.kernel},
                                    {"kv_cache_type", facts.kv_cache_type}});

@@ -92,7 +92,7 @@ absl::string_view EvictionReasonName(EvictionReason reason);
 // What the gauges of a loaded model say.
 struct LoadedModelFacts {
   std::string artifact;  // first 12 hex digits, or "" for a checkpoint
-  int bits = 0;          // 0: a checkpoint as it came
+  double bits = 0;       // mean of the blocks' matrices; 0: a checkpoint as it came
   int group_size = 0;
   std::string kernel;
   std::string kv_cache_type;

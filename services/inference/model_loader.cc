@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/artifact/artifact.h"
+#include "core/artifact/packed_model.h"
 #include "core/artifact/scale_delta.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -155,11 +156,12 @@ absl::StatusOr<ModelLoader::Loaded> ModelLoader::LoadPacked(LoadedArtifact artif
                                                             const Admission& admit) {
   const std::string id = std::move(artifact.id);
   const QuantFormat format = artifact.model.format;
+  const double bits = MeanBits(format, artifact.model.config);
   const auto source =
       MakeModelSource(std::make_shared<const PackedModel>(std::move(artifact.model)));
   ASSIGN_OR_RETURN(Loaded loaded, LoadSource(*source, options, id, admit));
   loaded.facts.artifact = id.substr(0, kFingerprintDigits);
-  loaded.facts.bits = format.bits;
+  loaded.facts.bits = bits;
   loaded.facts.group_size = format.group_size;
   if (const std::string& base = artifact.manifest.base; !base.empty()) {
     loaded.base = absl::StrCat("artifacts/", base);

@@ -1,0 +1,19 @@
+#ifndef QUERN_CORE_QUANT_HEAD_LOSS_H_
+#define QUERN_CORE_QUANT_HEAD_LOSS_H_
+
+#include "core/quant/torch_headers.h"
+
+namespace quern {
+
+// Losses of next-token distributions softmax(logits), summed over the rows; the logits,
+// [num_rows, vocab_size], contiguous floats or bfloat16, become the gradients of that sum. On the
+// CPU in one pass that keeps nothing as large.
+
+// KL(softmax(teacher) || softmax(logits)); teacher: as logits, which may be another type.
+double DivergenceToGradients(at::Tensor& logits, const at::Tensor& teacher);
+// -log softmax(logits)[target]; targets: [num_rows] int64.
+double CrossEntropyToGradients(at::Tensor& logits, const at::Tensor& targets);
+
+}  // namespace quern
+
+#endif  // QUERN_CORE_QUANT_HEAD_LOSS_H_

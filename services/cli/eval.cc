@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,9 +41,27 @@ struct EvalOptions {
   int threads = 0;
 };
 
-std::string NameOf(const std::string& path) {
-  const std::filesystem::path clean = std::filesystem::path(path).lexically_normal();
-  return (clean.has_filename() ? clean : clean.parent_path()).filename().string();
+// The last parts of a path.
+std::string NameOf(const std::string& path, int num_parts = 1) {
+  std::filesystem::path rest = std::filesystem::path(path).lexically_normal();
+  if (!rest.has_filename()) rest = rest.parent_path();
+  std::filesystem::path name;
+  for (int i = 0; i < num_parts && rest.has_relative_path(); ++i) {
+    name = name.empty() ? rest.filename() : rest.filename() / name;
+    rest = rest.parent_path();
+  }
+  return name.string();
+}
+
+// As short as they can be and still differ: artifacts of several jobs all lie in "artifact".
+std::vector<std::string> NamesOf(const std::vector<std::string>& paths) {
+  constexpr int kMaxParts = 8;
+  for (int num_parts = 1; num_parts <= kMaxParts; ++num_parts) {
+    std::vector<std::string> names;
+    for (const std::string& path : paths) names.push_back(NameOf(path, num_parts));
+    if (std::set<std::string>(names.begin(), names.end()).size() == names.size()) return names;
+  }
+  return paths;
 }
 
 struct Results {
@@ -147,13 +166,14 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
     return absl::FailedPreconditionError(
         absl::StrCat(source_path, ": has no tokenizer to read the text with"));
   }
+  const std::vector<std::string> names = NamesOf(options.models);
   std::vector<NamedModel> models;
   for (const std::string& path : options.models) {
     ASSIGN_OR_RETURN(
         const LocalModel model,
         LoadLocalModel(*engine, path,
                        {.precision = options.precision, .kv_cache_type = options.kv_cache_type}));
-    models.push_back({NameOf(path), model.handle});
+    models.push_back({names[models.size()], model.handle});
   }
   const bool show = context.terminal() && !context.json();
   const auto on_progress = [show](int64_t done, int64_t total) {

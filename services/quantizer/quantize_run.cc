@@ -2,6 +2,7 @@
 
 #include <absl/strings/str_cat.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -82,6 +83,10 @@ absl::Status QuantizeRun::MakeThePlan() {
                    SourceBytesPerWeight(checkpoint_->config(), checkpoint_->weight_bytes())));
   if (!plan.ok()) return PlanError(plan.status());
   RETURN_IF_ERROR(context_.CheckDisk(plan->stages));
+  int64_t memory_bytes = 0;
+  for (const StageCost& stage : plan->stages) {
+    memory_bytes = std::max(memory_bytes, stage.host_memory_bytes);
+  }
   task_ = std::move(plan->resolved);
   key_ = Sha256Hex(DumpCanonicalJson({{"task", TaskToJson(task_)},
                                       {"checkpoint", checkpoint_digest_},
@@ -90,7 +95,8 @@ absl::Status QuantizeRun::MakeThePlan() {
                                       {"quern_version", QUERN_VERSION}}));
   context_.progress().SetPlan(std::move(plan->stages));
   LOG(INFO) << "planned method=" << MethodName(task_.method) << " bits=" << task_.format.bits
-            << " artifact_bytes=" << plan->artifact_size_bytes << " estimate="
+            << " artifact_bytes=" << plan->artifact_size_bytes << " memory_bytes=" << memory_bytes
+            << " estimate="
             << absl::FormatDuration(absl::Trunc(context_.progress().Remaining(), absl::Seconds(1)));
   return absl::OkStatus();
 }

@@ -149,10 +149,14 @@ TEST(PlanTest, MoreDataMeansSmallerRatesAndMoreTime) {
     absl::Duration total;
     for (const StageCost& stage : plan.stages) total += stage.duration;
     EXPECT_GT(total, last);
-    EXPECT_LT(*plan.resolved.e2e_qp.learning_rate, last_rate);
+    EXPECT_LE(*plan.resolved.e2e_qp.learning_rate, last_rate);
     last = total;
     last_rate = *plan.resolved.e2e_qp.learning_rate;
   }
+  Task task = QuickTask(2);
+  task.e2e_qp.sample_count = 4096;
+  ASSERT_OK_AND_ASSIGN(const PlanResult plan, MakePlan(task, SmolLm2(), {}));
+  EXPECT_LT(*plan.resolved.e2e_qp.learning_rate, last_rate);
 }
 
 TEST(PlanTest, OverridesStayAndTheRestFits) {
@@ -538,6 +542,7 @@ TEST(PlanTest, MemoryThatDoesNotSufficeIsRefusedWithNumbers) {
 TEST(PlanTest, WhatDoesNotFitSaysWhatWould) {
   Task task = QuickTask(2);
   task.preset = Preset::kBest;
+  task.e2e_qp.sample_count = 4096;
   const Machine machine{.memory_bytes = int64_t{4} << 30};
   const std::string message(MakePlan(task, SmolLm2(), machine).status().message());
   EXPECT_THAT(message, HasSubstr("; it fits with e2e_qp.sample_count "));

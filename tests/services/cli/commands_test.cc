@@ -477,6 +477,21 @@ TEST_F(CommandsTest, EvalAndBenchRunHere) {
   EXPECT_EQ(eval.at("rows").at(0).at("tokenCount"), 3 * 31);
 }
 
+// Jobs leave their artifacts in directories of one name.
+TEST_F(CommandsTest, EvalTellsModelsOfOneNameApart) {
+  const std::string first = directory_.Path("job1/artifact");
+  const std::string second = directory_.Path("job2/artifact/");
+  ASSERT_OK(WriteTinyCheckpoint(first));
+  ASSERT_OK(WriteTinyCheckpoint(second));
+  OverwriteFile(directory_.Path("text.txt"), std::string(400, 'a'));
+  const Json eval =
+      RunJson({"eval", first, second, "--source=" + first, "--text=" + directory_.Path("text.txt"),
+               "--chunk-tokens=32", "--max-chunks=1"});
+  ASSERT_EQ(eval.at("rows").size(), 3U);
+  EXPECT_EQ(eval.at("rows").at(1).at("model"), "job1/artifact");
+  EXPECT_EQ(eval.at("rows").at(2).at("model"), "job2/artifact");
+}
+
 TEST_F(CommandsTest, EvalAnswersZeroShotTasks) {
   const std::string tiny = directory_.Path("tiny");
   ASSERT_OK(WriteTinyCheckpoint(tiny));

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kEvaluationSequences = 8;
 constexpr int64_t kEvaluationTokens = 512;
 // LibTorch's libraries, allocator and threads, and our own.
-constexpr int64_t kProgramBytes = int64_t{400} << 20;
+constexpr int64_t kProgramBytes = int64_t{200} << 20;
 // What CUDA and its libraries take of a GPU before anything is computed.
 constexpr int64_t kDeviceProgramBytes = int64_t{500} << 20;
 // Sampling and scoring are bound by memory, not by products: the share of the products' rate that
@@ -86,11 +86,12 @@ absl::Duration FlopTime(double flop, double gflops) { return absl::Seconds(flop 
 
 }  // namespace
 
-// Of a block: norms, projections, rotated and repeated heads, attention, gate, up and their
-// product.
-int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens) {
-  const int64_t of_token = 24 * int64_t{config.hidden_size} + 4 * int64_t{config.kv_size()} +
-                           10 * int64_t{config.intermediate_size};
+// Of a block: states, norms and what products are given, queries and attention's output, keys and
+// values, gate, up and their product; the last three lie in the type of the products.
+int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens, ComputeDtype compute_dtype) {
+  const int64_t of_mlp = compute_dtype == ComputeDtype::kBfloat16 ? 2 : 4;
+  const int64_t of_token = 14 * int64_t{config.hidden_size} + 4 * int64_t{config.kv_size()} +
+                           of_mlp * int64_t{config.intermediate_size};
   return num_tokens * config.num_hidden_layers * of_token * static_cast<int64_t>(sizeof(float));
 }
 
@@ -263,6 +264,10 @@ StageCost CostModel::TrainingStage(Stage stage, absl::Duration duration, double 
   return cost;
 }
 
+double CostModel::OuterBytes() const {
+  return (config_.tie_word_embeddings ? 2.0 : 4.0) * 4 * static_cast<double>(sizes_.head_weights);
+}
+
 CostModel::Streams CostModel::PlaceStreams(std::initializer_list<double> values) const {
   const double value_bytes = task_.activation_dtype == ComputeDtype::kBfloat16 ? 2 : 4;
   Streams streams;
@@ -293,8 +298,8 @@ StageCost CostModel::Untrained() const {
       Stage::kBlockAp,
       (TrainingTime(tokens * 4 * p + SensitivityFlop()) + FloatTime(search) + streams.DiskTime(3)) *
           config_.num_hidden_layers,
-      std::max(SensitivityBytes(),
-               streams.memory_bytes + 4 * (moments + 2 * widest * widest) + 16 * p),
+      OuterBytes() + std::max(SensitivityBytes(),
+                              streams.memory_bytes + 4 * (moments + 2 * widest * widest) + 16 * p),
       2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
 }
 
@@ -322,16 +327,17 @@ StageCost CostModel::BlockAp() const {
   const Streams streams = passes == 0   ? PlaceStreams({source * h})
                           : passes == 1 ? PlaceStreams({source * h, own})
                                         : PlaceStreams({source * h, own, own});
-  const double tokens = *block.batch_size * s;
-  const double activations =
-      tokens * 4 * (24 * h + 4.0 * config_.kv_size() + 10.0 * config_.intermediate_size);
+  const double activations = static_cast<double>(E2eGraphBytes(
+                                 config_, static_cast<int64_t>(*block.batch_size * s), dtype())) /
+                             config_.num_hidden_layers;
   // A pass reads and writes a stream; each epoch reads it.
-  return TrainingStage(Stage::kBlockAp,
-                       (TrainingTime(flop + SensitivityFlop()) + FloatTime(search) +
-                        streams.DiskTime(2.0 + *block.epoch_count)) *
-                           config_.num_hidden_layers,
-                       std::max(SensitivityBytes(), streams.memory_bytes + activations + 24 * p),
-                       2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
+  return TrainingStage(
+      Stage::kBlockAp,
+      (TrainingTime(flop + SensitivityFlop()) + FloatTime(search) +
+       streams.DiskTime(2.0 + *block.epoch_count)) *
+          config_.num_hidden_layers,
+      OuterBytes() + std::max(SensitivityBytes(), streams.memory_bytes + activations + 24 * p),
+      2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
 }
 
 double CostModel::Steps(const std::optional<int>& samples, const std::optional<int>& epochs,
@@ -353,17 +359,26 @@ StageCost CostModel::E2eQp() const {
   const int64_t together = std::max<int64_t>(
       *e2e.sequence_length_tokens,
       std::min<int64_t>(static_cast<int64_t>(s) * *e2e.batch_size, kE2eTokensTogether));
-  int64_t graph = E2eGraphBytes(config_, together);
+  int64_t graph = E2eGraphBytes(config_, together, dtype());
   if (graph > kMaxE2eGraphBytes) {
     graph = graph / config_.num_hidden_layers +
             together * config_.hidden_size * config_.num_hidden_layers * 4;
     flop += tokens * (2 * weights + 4 * s * h * layers);
   }
   double memory = static_cast<double>(sizes_.packed_bytes + 16 * NumScales() + graph) +
-                  16.0 * kHeadSliceTokens * config_.vocab_size +
-                  4.0 * static_cast<double>(sizes_.head_weights) +
+                  16.0 * kHeadSliceTokens * config_.vocab_size + OuterBytes() +
                   12.0 * static_cast<double>(sizes_.block_weights);
   double disk = static_cast<double>(sizes_.packed_bytes);
+  // Heads in the products' type.
+  if (dtype() == ComputeDtype::kBfloat16) memory += 4.0 * static_cast<double>(sizes_.head_weights);
+  // The source's stream, of a model that is not packed yet.
+  if (task_.block_ap.sample_count.has_value()) {
+    const CalibrationShape shape = CalibrationShapeOf(task_);
+    const Streams streams =
+        PlaceStreams({static_cast<double>(shape.num_sequences) * shape.length_tokens * h});
+    memory += streams.memory_bytes;
+    disk += streams.disk_bytes;
+  }
   if (e2e.trainable == E2eTrainable::kAll) {
     flop += Steps(e2e.sample_count, e2e.epoch_count, e2e.batch_size) * kWeightStepFlop * weights;
     memory += 20 * weights;

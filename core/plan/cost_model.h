@@ -53,6 +53,8 @@ class CostModel {
 
  private:
   int64_t source_bytes() const;
+  // Of products.
+  ComputeDtype dtype() const { return task_.compute_dtype.value_or(ComputeDtype::kFloat32); }
   absl::Duration InferenceTime(double tokens) const;
   // Of products in the task's numbers, and of products of floats, with what goes on between them.
   absl::Duration TrainingTime(double flop) const;
@@ -86,6 +88,9 @@ class CostModel {
   // A stage that trains: what training takes is the GPU's where there is one.
   StageCost TrainingStage(Stage stage, absl::Duration duration, double memory_bytes,
                           double disk_bytes) const;
+
+  // Embedding and head in floats, the source's and as they will be served.
+  double OuterBytes() const;
 
   // Where streams of so many values lie.
   struct Streams {

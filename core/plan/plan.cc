@@ -169,10 +169,15 @@ std::string WhatFits(Task task, const ModelConfig& config, const Machine& machin
     if (!excess.has_value()) break;
     std::optional<int>* setting = nullptr;
     int least = 1;
-    if (excess->stage == Stage::kE2eQp) {
+    const CalibrationShape shape = CalibrationShapeOf(task);
+    const int64_t stream_bytes =
+        int64_t{4} * shape.num_sequences * shape.length_tokens * config.hidden_size;
+    if (excess->stage == Stage::kE2eQp && E2eGraphBytes(config, *task.e2e_qp.sequence_length_tokens,
+                                                        *task.compute_dtype) > stream_bytes) {
       setting = &task.e2e_qp.sequence_length_tokens;
       least = kLeastTokens;
-    } else if (excess->stage == Stage::kBlockAp || excess->stage == Stage::kCalibrating) {
+    } else if (excess->stage == Stage::kE2eQp || excess->stage == Stage::kBlockAp ||
+               excess->stage == Stage::kCalibrating) {
       // The source's stream holds the sequences of both.
       const bool of_e2e =
           trains && *task.e2e_qp.sample_count > task.block_ap.sample_count.value_or(0);

@@ -49,7 +49,7 @@ inline constexpr int kE2eTokensTogether = 512;
 // What end-to-end training keeps of all blocks for the way back; where that is more than this, it
 // keeps their inputs alone and computes the rest again, a third more of the products.
 inline constexpr int64_t kMaxE2eGraphBytes = int64_t{3} << 30;
-int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens);
+int64_t E2eGraphBytes(const ModelConfig& config, int64_t num_tokens, ComputeDtype compute_dtype);
 
 struct StageCost {
   Stage stage;

@@ -250,7 +250,9 @@ double ScaleTrainer::AddGradients(int64_t begin, int64_t count, double share) {
     return RunBlock(ops, static_cast<int>(layer), ServedBlock(layer), std::move(x));
   };
   at::Tensor x = ops.Embed(model_);
-  if (E2eGraphBytes(context_.config, ids.numel()) <= context_.max_graph_bytes) {
+  const ComputeDtype compute_dtype =
+      context_.compute_dtype == at::kBFloat16 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
+  if (E2eGraphBytes(context_.config, ids.numel(), compute_dtype) <= context_.max_graph_bytes) {
     for (size_t layer = 0; layer < model_.blocks.size(); ++layer) x = run(layer, std::move(x));
     const at::Tensor loss = loss_of(x);
     const double value = loss.item<double>();

@@ -272,9 +272,9 @@ TEST(PlanTest, MemoryOfAGpuIsPlannedApart) {
       EXPECT_EQ(gpu.host_memory_bytes, host.host_memory_bytes);
     }
   }
-  EXPECT_THAT(MakePlan(task, SmolLm2(), {.device_memory_bytes = int64_t{1} << 30}),
+  EXPECT_THAT(MakePlan(task, SmolLm2(), {.device_memory_bytes = int64_t{7} << 28}),
               StatusIs(absl::StatusCode::kResourceExhausted,
-                       AllOf(HasSubstr("GiB of GPU memory, the GPU has 1.0 GiB"),
+                       AllOf(HasSubstr("GiB of GPU memory, the GPU has 1.8 GiB"),
                              HasSubstr("it fits with"))));
 }
 

@@ -91,8 +91,8 @@ QUERN_INLINE void Scores(const AttentionHead& head, int64_t begin, int64_t rows,
                             head.transposed_keys, PadForAttention(head.num_tokens), scores, cols);
 }
 
-// Scores of one row become e^(scale * score - least), those after `valid` become 0. Returns the
-// sum.
+// Scores of one row become e^(scale * score - subtrahend), those after `valid` become 0. Returns
+// the sum.
 template <typename I>
 QUERN_INLINE float Exponentials(float scale, float subtrahend, int64_t valid, int64_t cols,
                                 float* row) {

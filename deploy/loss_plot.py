@@ -38,7 +38,7 @@ def main(arguments):
     if len(arguments) < 2:
         sys.exit(__doc__)
     losses = {pathlib.Path(path).stem: losses_of(path) for path in arguments[:-1]}
-    # A job without training of weights reports no error of blocks.
+    # Rounding to nearest reports none, and end to end is not of every method.
     stages = [stage for stage in STAGES if any(of[stage] for of in losses.values())]
     if not stages:
         sys.exit('no file tells of a loss')

@@ -14,7 +14,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// Heads with zeros behind their rows: [num_sequences, heads, num_tokens, dim].
+// Zeros behind the rows of heads, which lie along the last dimension.
 at::Tensor Padded(const at::Tensor& x) {
   const int64_t missing = PadForAttention(x.size(3)) - x.size(3);
   return (missing == 0 ? x : at::constant_pad_nd(x, {0, missing})).contiguous();
@@ -27,11 +27,6 @@ at::Tensor Transposed(const at::Tensor& padded) {
   return (missing == 0 ? x : at::constant_pad_nd(x, {0, missing})).contiguous();
 }
 
-// [num_sequences, heads, num_tokens, dim] to [num_sequences, num_tokens, heads * head_dim].
-at::Tensor JoinHeads(const at::Tensor& x, int64_t head_dim) {
-  return x.narrow(3, 0, head_dim).transpose(1, 2).flatten(2);
-}
-
 class Attention : public Function<Attention> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
@@ -39,7 +34,8 @@ class Attention : public Function<Attention> {
     RECORD_USER_SCOPE_WITH_INPUTS("quern::attention", std::vector<c10::IValue>({q, k}));
     Heads heads(Padded(q), Padded(k), Padded(v), q.size(3));
     const at::Tensor keys = Transposed(heads.k);
-    at::Tensor out = at::empty_like(heads.q);
+    at::Tensor out =
+        at::empty({q.size(0), q.size(2), q.size(1), heads.q.size(3)}, heads.q.options());
     at::Tensor log_sums = at::empty({q.size(0), q.size(1), q.size(2)}, q.options());
     const int64_t num_blocks = (heads.num_tokens() + kAttentionRows - 1) / kAttentionRows;
     at::parallel_for(0, heads.count() * num_blocks, 1, [&](int64_t begin, int64_t end) {
@@ -48,13 +44,13 @@ class Attention : public Function<Attention> {
         const int64_t head = i / num_blocks;
         const int64_t row = i % num_blocks * kAttentionRows;
         loops->attend(heads.At(head, keys), row, std::min(row + kAttentionRows, heads.num_tokens()),
-                      scratch.data(), Row(out, head), Row(log_sums, head));
+                      scratch.data(), heads.OutputOf(head, out), Row(log_sums, head));
       }
     });
     context->saved_data["head_dim"] = q.size(3);
     context->saved_data["loops"] = loops - SupportedAttentionLoops().data();
     context->save_for_backward({heads.q, heads.k, heads.v, keys, out, log_sums});
-    return JoinHeads(out, q.size(3));
+    return out.narrow(3, 0, q.size(3)).flatten(2);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grad_outputs) {
@@ -69,8 +65,8 @@ class Attention : public Function<Attention> {
     const at::Tensor& out = saved[4];
     const at::Tensor& log_sums = saved[5];
     const int64_t num_tokens = heads.num_tokens();
-    const at::Tensor grad_out = Padded(
-        grad_outputs[0].reshape({out.size(0), num_tokens, out.size(1), head_dim}).transpose(1, 2));
+    const at::Tensor grad_out =
+        Padded(grad_outputs[0].reshape({out.size(0), num_tokens, out.size(2), head_dim}));
     const at::Tensor values = Transposed(heads.v);
     // Rows of a head are cut in two where there are few heads: the gradients of keys and values,
     // which all rows add to, are then sums of two.
@@ -81,7 +77,7 @@ class Attention : public Function<Attention> {
                                           : (num_tokens * 7 / 10 + kAttentionRows - 1) /
                                                 kAttentionRows * kAttentionRows;
     at::Tensor grad_q = at::empty_like(heads.q);
-    const std::vector<int64_t> shape = {out.size(0), out.size(1), num_parts, num_tokens,
+    const std::vector<int64_t> shape = {out.size(0), out.size(2), num_parts, num_tokens,
                                         out.size(3)};
     at::Tensor grad_k = at::zeros(shape, out.options());
     at::Tensor grad_v = at::zeros(shape, out.options());
@@ -92,9 +88,9 @@ class Attention : public Function<Attention> {
         const bool first = i % num_parts == 0;
         const AttentionGrads grads{.keys = Row(heads.k, heads.KeyHead(head)),
                                    .transposed_values = Row(values, heads.KeyHead(head)),
-                                   .out = Row(out, head),
+                                   .out = heads.OutputOf(head, out),
                                    .log_sums = Row(log_sums, head),
-                                   .grad_out = Row(grad_out, head),
+                                   .grad_out = heads.OutputOf(head, grad_out),
                                    .grad_queries = Row(grad_q, head),
                                    .grad_keys = Row(grad_k, i, 3),
                                    .grad_values = Row(grad_v, i, 3)};
@@ -134,9 +130,14 @@ class Attention : public Function<Attention> {
       const int64_t sequence = head / q.size(1);
       return sequence * k.size(1) + head % q.size(1) / (q.size(1) / k.size(1));
     }
+    // Where a head's part of [num_sequences, num_tokens, heads, dim] begins.
+    float* OutputOf(int64_t head, const at::Tensor& out) const {
+      return Row(out, head / q.size(1), 1) + head % q.size(1) * q.size(3);
+    }
     AttentionHead At(int64_t head, const at::Tensor& transposed_keys) const {
       return {.num_tokens = num_tokens(),
               .dim = q.size(3),
+              .out_stride = q.size(1) * q.size(3),
               .scale = scale,
               .queries = Row(q, head),
               .transposed_keys = Row(transposed_keys, KeyHead(head)),

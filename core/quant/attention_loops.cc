@@ -124,7 +124,7 @@ QUERN_INLINE void Attend(const AttentionHead& head, int64_t begin, int64_t end, 
     const int64_t num_keys = begin + rows;
     const int64_t cols = PadForAttention(num_keys);
     Scores<I>(head, begin, rows, cols, scores);
-    float* block = out + begin * head.dim;
+    float* block = out + begin * head.out_stride;
     float factors[kAttentionRows];
     for (int64_t i = 0; i < rows; ++i) {
       float* row = scores + i * cols;
@@ -139,9 +139,9 @@ QUERN_INLINE void Attend(const AttentionHead& head, int64_t begin, int64_t end, 
       log_sums[begin + i] = head.scale * most + std::log(sum);
     }
     Multiply<I, false, false>(rows, head.dim, num_keys, scores, cols, head.values, head.dim, block,
-                              head.dim);
+                              head.out_stride);
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t d = 0; d < head.dim; ++d) block[i * head.dim + d] *= factors[i];
+      for (int64_t d = 0; d < head.dim; ++d) block[i * head.out_stride + d] *= factors[i];
     }
   }
 }
@@ -157,11 +157,11 @@ QUERN_INLINE void Backpropagate(const AttentionHead& head, const AttentionGrads&
     const int64_t num_keys = begin + rows;
     const int64_t cols = PadForAttention(num_keys);
     const float* queries = head.queries + begin * head.dim;
-    const float* grad_out = grads.grad_out + begin * head.dim;
-    const float* out = grads.out + begin * head.dim;
+    const float* grad_out = grads.grad_out + begin * head.out_stride;
+    const float* out = grads.out + begin * head.out_stride;
     Scores<I>(head, begin, rows, cols, probabilities);
-    Multiply<I, false, false>(rows, cols, head.dim, grad_out, head.dim, grads.transposed_values,
-                              stride, grad_scores, cols);
+    Multiply<I, false, false>(rows, cols, head.dim, grad_out, head.out_stride,
+                              grads.transposed_values, stride, grad_scores, cols);
     for (int64_t i = 0; i < rows; ++i) {
       float* p = probabilities + i * cols;
       const int64_t valid = begin + i + 1;
@@ -169,8 +169,9 @@ QUERN_INLINE void Backpropagate(const AttentionHead& head, const AttentionGrads&
       Exponentials<I>(head.scale, grads.log_sums[begin + i], valid, cols, p);
       float mean = 0;
 #pragma omp simd reduction(+ : mean)
-      for (int64_t d = 0; d < head.dim; ++d)
-        mean += grad_out[i * head.dim + d] * out[i * head.dim + d];
+      for (int64_t d = 0; d < head.dim; ++d) {
+        mean += grad_out[i * head.out_stride + d] * out[i * head.out_stride + d];
+      }
       float* g = grad_scores + i * cols;
       for (int64_t j = 0; j < cols; j += I::kLanes) {
         typename I::Vec x;
@@ -185,8 +186,8 @@ QUERN_INLINE void Backpropagate(const AttentionHead& head, const AttentionGrads&
                               grads.grad_queries + begin * head.dim, head.dim);
     Multiply<I, true, true>(num_keys, head.dim, rows, grad_scores, cols, queries, head.dim,
                             grads.grad_keys, head.dim);
-    Multiply<I, true, true>(num_keys, head.dim, rows, probabilities, cols, grad_out, head.dim,
-                            grads.grad_values, head.dim);
+    Multiply<I, true, true>(num_keys, head.dim, rows, probabilities, cols, grad_out,
+                            head.out_stride, grads.grad_values, head.dim);
   }
 }
 

@@ -23,10 +23,12 @@ constexpr int64_t AttentionScratchFloats(int64_t num_tokens) {
 }
 
 // One head. `dim` is the padded head dimension; matrices are [num_tokens, dim], transposed ones
-// [dim, PadForAttention(num_tokens)]; what is padding is zero.
+// [dim, PadForAttention(num_tokens)]; what is padding is zero. Rows of the output and of its
+// gradient lie `out_stride` apart, as those of all heads of a token lie side by side.
 struct AttentionHead {
   int64_t num_tokens;
   int64_t dim;
+  int64_t out_stride;
   float scale;  // of scores
   const float* queries;
   const float* transposed_keys;

@@ -12,6 +12,7 @@
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
 #include "core/quant/adam.h"
+#include "core/quant/elementwise.h"
 #include "core/quant/gptq.h"
 
 namespace quern {
@@ -20,11 +21,9 @@ namespace {
 // A token whose error is ten times its target's size has a loss of 100: no start is that bad.
 constexpr double kDivergedLoss = 100;
 
-// Mean over tokens of |output - target|^2 / |target|^2, or over all elements of the squares.
 at::Tensor CompareStates(BlockLoss loss, const at::Tensor& output, const at::Tensor& target) {
-  if (loss == BlockLoss::kMeanSquares) return (output - target).square().mean();
-  const at::Tensor error = (output - target).square().sum(-1);
-  return (error / target.square().sum(-1).clamp_min(1e-12)).mean();
+  return loss == BlockLoss::kMeanSquares ? MeanSquareError(output, target)
+                                         : MeanRelativeError(output, target);
 }
 
 // The norm weights of a block that exist.
@@ -273,6 +272,13 @@ absl::StatusOr<TrainedBlock> StartBlock(QuantStart start, const QuantFormat& for
                                            format, block.linears[i].weight));
   }
   return PackBlock(layer, block, quant, /*loss=*/0);
+}
+
+double MeasureBlock(const ModelConfig& config, const RotaryTables& rotary, int layer,
+                    const TorchBlock& block, const at::Tensor& inputs, const at::Tensor& targets) {
+  const at::NoGradGuard no_grad;
+  TorchOps ops(config, rotary);
+  return MeanRelativeError(RunBlock(ops, layer, block, inputs), targets).item<double>();
 }
 
 TorchBlock ToTorchBlock(int layer, const TrainedBlock& trained, WeightForm form,

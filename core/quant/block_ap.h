@@ -55,6 +55,12 @@ absl::StatusOr<TrainedBlock> PackBlock(int layer, const TorchBlock& block,
                                        const std::array<QuantParameters, kNumBlockMatrices>& quant,
                                        double loss);
 
+// Mean over tokens of |output - target|^2 / |target|^2 of block `layer` as it will be served, for
+// inputs and targets [num_sequences, num_tokens, hidden_size]: what training by that loss reports,
+// of a block that was not trained.
+double MeasureBlock(const ModelConfig& config, const RotaryTables& rotary, int layer,
+                    const TorchBlock& block, const at::Tensor& inputs, const at::Tensor& targets);
+
 enum class WeightForm {
   kDense,  // to move activations on
   kCoded,  // to train scales

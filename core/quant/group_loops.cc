@@ -326,17 +326,6 @@ QUERN_INLINE void RefineCodes(const GroupShape& shape, const float* original, co
   }
 }
 
-QUERN_INLINE float ToFloat(float value) { return value; }
-QUERN_INLINE float ToFloat(Bfloat16Bits value) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(value) << 16);
-}
-QUERN_INLINE void Store(float value, float* to) { *to = value; }
-// To nearest, ties to even; weights are finite.
-QUERN_INLINE void Store(float value, Bfloat16Bits* to) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, value);
-  *to = static_cast<Bfloat16Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 template <typename T>
 QUERN_INLINE void Dequantize(const GroupShape& shape, const uint8_t* codes,
                              const GroupGrid<float>& grid, int64_t row_begin, int64_t row_end,
@@ -347,8 +336,8 @@ QUERN_INLINE void Dequantize(const GroupShape& shape, const uint8_t* codes,
                  const float zero_point = grid.zero_points[group];
 #pragma omp simd
                  for (int64_t k = 0; k < length; ++k) {
-                   Store((static_cast<float>(codes[first + k]) - zero_point) * scale,
-                         &weights[first + k]);
+                   StoreFloat((static_cast<float>(codes[first + k]) - zero_point) * scale,
+                              &weights[first + k]);
                  }
                });
 }

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "core/quant/bfloat16.h"
+
 namespace quern {
 
 // A matrix [rows, cols] whose rows are cut into groups of `group_size` columns, the last one
@@ -24,8 +26,6 @@ struct GroupShape {
   int64_t num_groups() const { return (cols + group_size - 1) / group_size; }
   int max_code() const { return (1 << bits) - 1; }
 };
-
-enum class Bfloat16Bits : uint16_t {};
 
 // What a group shares, as the forward pass uses it: scales not zero, zero points whole and in
 // [0, max_code].

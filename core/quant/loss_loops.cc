@@ -3,31 +3,18 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/quant/bfloat16.h"
 #include "core/quant/vectors-inl.h"
 
 namespace quern {
 namespace {
 
-QUERN_INLINE float FromBfloat16(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// To nearest, ties to even.
-QUERN_INLINE uint16_t ToBfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 // The row in floats into `to`, filled up to a multiple of 16 with the least; returns the greatest.
 QUERN_INLINE float ToFloats(LogitRow row, int64_t count, float* to) {
   if (row.bfloat16) {
-    const auto* from = static_cast<const uint16_t*>(row.data);
+    const auto* from = static_cast<const Bfloat16Bits*>(row.data);
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = FromBfloat16(from[i]);
+    for (int64_t i = 0; i < count; ++i) to[i] = ToFloat(from[i]);
   } else {
     std::memcpy(to, row.data, count * sizeof(float));
   }
@@ -40,9 +27,9 @@ QUERN_INLINE float ToFloats(LogitRow row, int64_t count, float* to) {
 
 QUERN_INLINE void FromFloats(const float* from, int64_t count, LogitRow row) {
   if (row.bfloat16) {
-    auto* to = static_cast<uint16_t*>(row.data);
+    auto* to = static_cast<Bfloat16Bits*>(row.data);
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = ToBfloat16(from[i]);
+    for (int64_t i = 0; i < count; ++i) StoreFloat(from[i], to + i);
   } else {
     std::memcpy(row.data, from, count * sizeof(float));
   }

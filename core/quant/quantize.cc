@@ -86,6 +86,9 @@ absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint, const Task
   return sha.FinishHex();
 }
 
+// Sequences that a block's error is measured on which was not trained: enough for two digits.
+constexpr int64_t kMeasuredSequences = 2;
+
 // A run of Block-AP and, where the task says so, E2E-QP.
 class TrainingRun {
  public:
@@ -131,7 +134,11 @@ class TrainingRun {
   absl::Status TrainEndToEnd(TrainingDirectory& directory, const ActivationStore& source_states,
                              const OuterTensors& source, const OuterTensors& served,
                              std::vector<TrainedBlock>& blocks);
-  void Report(Stage stage, int64_t completed, int64_t total, std::optional<double> loss) const {
+  // To move states on.
+  TorchBlock ServedBlock(int layer, const TrainedBlock& block) const {
+    return ToTorchBlock(layer, block, WeightForm::kDense, compute_dtype_, device_);
+  }
+  void Report(Stage stage, int64_t completed, int64_t total, double loss) const {
     if (options_.on_progress) options_.on_progress({stage, completed, total, loss});
   }
 
@@ -234,6 +241,7 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
   // Else the start is all there is, and the quantized stream is not needed.
   const bool trains_blocks =
       *task_.block_ap.epoch_count > 0 || *task_.block_ap.validation_sample_count > 0;
+  const int64_t num_measured = std::min(kMeasuredSequences, source_states.num_sequences());
   std::optional<ActivationStore> states;
   if (trains_blocks && num_loaded < config.num_hidden_layers) {
     states.emplace(served.embedding,
@@ -249,6 +257,8 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
     InputMoments moments{.form = *task_.block_ap.start == QuantStart::kGptq
                                      ? InputMoments::Form::kFull
                                      : InputMoments::Form::kDiagonal};
+    const at::Tensor inputs =
+        trains && !trains_blocks ? source_states.Rows(0, num_measured).clone() : at::Tensor();
     if (trains || with_e2e_ || num_loaded < config.num_hidden_layers) {
       source_states.Advance(config, source_rotary, layer, WithProductsIn(compute_dtype_, source),
                             trains ? &moments : nullptr, num_block_sequences());
@@ -258,16 +268,17 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
           trains_blocks ? TrainNextBlock(context, layer, source, source_states, *states, moments)
                         : StartBlock(*task_.block_ap.start, format_, layer, source, moments);
       RETURN_IF_ERROR(trained.status());
+      if (!trains_blocks) {
+        trained->loss = MeasureBlock(config, source_rotary, layer, ServedBlock(layer, *trained),
+                                     inputs, source_states.Rows(0, num_measured));
+      }
       RETURN_IF_ERROR(directory.SaveBlock(layer, *trained));
       blocks.push_back(*std::move(trained));
     }
     if (states.has_value() && layer + 1 < config.num_hidden_layers) {
-      states->Advance(
-          config, rotary, layer,
-          ToTorchBlock(layer, blocks[layer], WeightForm::kDense, compute_dtype_, device_));
+      states->Advance(config, rotary, layer, ServedBlock(layer, blocks[layer]));
     }
-    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers,
-           trains_blocks ? std::optional(blocks[layer].loss) : std::nullopt);
+    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, blocks[layer].loss);
   }
   return absl::OkStatus();
 }
@@ -289,21 +300,25 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
     }
     if (layer >= num_loaded) {
       ASSIGN_OR_RETURN(const TorchBlock source, LoadBlock(checkpoint_, layer, device_));
+      const TorchBlock multiplied = WithProductsIn(compute_dtype_, source);
       InputMoments moments{.form = InputMoments::Form::kFull};
-      states.Observe(config, rotary, layer, WithProductsIn(compute_dtype_, source), moments);
+      states.Observe(config, rotary, layer, multiplied, moments);
       ASSIGN_OR_RETURN(TrainedBlock block,
                        task_.method == QuantMethod::kAwq
                            ? QuantizeBlockByAwq(format_, layer, source, std::move(moments))
                            : StartBlock(QuantStart::kGptq, format_, layer, source, moments));
+      const at::Tensor inputs =
+          states.Rows(0, std::min(kMeasuredSequences, states.num_sequences()));
+      TorchOps ops(config, rotary);
+      block.loss = MeasureBlock(config, rotary, layer, ServedBlock(layer, block), inputs,
+                                RunBlock(ops, layer, multiplied, inputs));
       RETURN_IF_ERROR(directory.SaveBlock(layer, block));
       blocks.push_back(std::move(block));
     }
     if (layer + 1 < config.num_hidden_layers) {
-      states.Advance(
-          config, rotary, layer,
-          ToTorchBlock(layer, blocks[layer], WeightForm::kDense, compute_dtype_, device_));
+      states.Advance(config, rotary, layer, ServedBlock(layer, blocks[layer]));
     }
-    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, std::nullopt);
+    Report(Stage::kBlockAp, layer + 1, config.num_hidden_layers, blocks[layer].loss);
   }
   return absl::OkStatus();
 }

@@ -13,20 +13,6 @@
 #include "core/quant/attention.h"
 
 namespace quern {
-namespace {
-
-// x: [num_sequences, num_tokens, heads, head_dim]; element i of a head turns with element
-// i + head_dim / 2.
-at::Tensor Rotate(const at::Tensor& x, const RotaryTables& rotary) {
-  const int64_t half = x.size(3) / 2;
-  const at::Tensor first = x.narrow(3, 0, half);
-  const at::Tensor second = x.narrow(3, half, half);
-  return at::cat({first * rotary.cosines - second * rotary.sines,
-                  second * rotary.cosines + first * rotary.sines},
-                 3);
-}
-
-}  // namespace
 
 const char* BlockMatrixName(BlockMatrix matrix) {
   static constexpr const char* kNames[kNumBlockMatrices] = {
@@ -96,7 +82,7 @@ at::Tensor TorchOps::Linear(const TorchBlock& block, BlockMatrix matrix, const a
 }
 
 at::Tensor TorchOps::Norm(const at::Tensor& x, const at::Tensor& weight) {
-  return at::rms_norm(x, {x.size(-1)}, weight, config_.rms_norm_eps);
+  return RmsNorm(x, weight, config_.rms_norm_eps);
 }
 
 at::Tensor TorchOps::Embed(const TorchModel& model) {
@@ -117,8 +103,7 @@ TorchOps::Qkv TorchOps::ProjectQkv(int, const TorchBlock& block, const at::Tenso
     q = Norm(q.to(at::kFloat), block.q_norm);
     k = Norm(k.to(at::kFloat), block.k_norm);
   }
-  return {Rotate(q, rotary_).transpose(1, 2), Rotate(k, rotary_).transpose(1, 2),
-          v.to(at::kFloat).transpose(1, 2)};
+  return {SplitHeads(q, &rotary_), SplitHeads(k, &rotary_), SplitHeads(v, nullptr)};
 }
 
 at::Tensor TorchOps::Attend(int, Qkv qkv) {
@@ -135,7 +120,7 @@ at::Tensor TorchOps::AddAttentionOutput(const TorchBlock& block, const at::Tenso
 at::Tensor TorchOps::GatedMlp(const TorchBlock& block, const at::Tensor& x) {
   const at::Tensor normed = Norm(x, block.post_attention_norm);
   Observe(kGateProj, normed);
-  return at::silu(Linear(block, kGateProj, normed)) * Linear(block, kUpProj, normed);
+  return GatedSilu(Linear(block, kGateProj, normed), Linear(block, kUpProj, normed));
 }
 
 at::Tensor TorchOps::AddMlpOutput(const TorchBlock& block, const at::Tensor& residual,

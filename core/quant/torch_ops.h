@@ -17,6 +17,7 @@
 #include "core/model/decoder.h"
 #include "core/model/model_config.h"
 #include "core/plan/task.h"
+#include "core/quant/elementwise.h"
 #include "core/quant/fake_quantizer.h"
 #include "core/quant/torch_headers.h"
 
@@ -92,11 +93,6 @@ struct LinearTaps {
   std::array<at::Tensor, kNumBlockMatrices> outputs;
 };
 
-// Cosines and sines of the rotary angles, [num_tokens, 1, head_dim / 2].
-struct RotaryTables {
-  at::Tensor cosines;
-  at::Tensor sines;
-};
 RotaryTables MakeRotaryTables(const ModelConfig& config, int num_tokens, at::Device device);
 
 class TorchOps {

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/base/clock.h"
+#include "core/base/large_pages.h"
 #include "core/base/log.h"
 #include "services/program/command_line.h"
 #include "services/quantizer/cancellation.h"
@@ -66,6 +67,7 @@ FileDescriptor TakeStandardOutput() {
 }
 
 int Main(int argc, char** argv) {
+  UseLargePages(argv);
   // All threads to come leave SIGTERM to the one that waits for it.
   sigset_t signals;
   sigemptyset(&signals);

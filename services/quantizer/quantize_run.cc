@@ -1,10 +1,14 @@
 #include "services/quantizer/quantize_run.h"
 
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+#include <absl/strings/str_join.h>
 
 #include <algorithm>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "core/artifact/artifact.h"
 #include "core/base/error_reason.h"
@@ -84,8 +88,11 @@ absl::Status QuantizeRun::MakeThePlan() {
   if (!plan.ok()) return PlanError(plan.status());
   RETURN_IF_ERROR(context_.CheckDisk(plan->stages));
   int64_t memory_bytes = 0;
+  std::vector<std::string> seconds;
   for (const StageCost& stage : plan->stages) {
     memory_bytes = std::max(memory_bytes, stage.host_memory_bytes);
+    seconds.push_back(
+        absl::StrFormat("%s:%.1f", StageName(stage.stage), absl::ToDoubleSeconds(stage.duration)));
   }
   task_ = std::move(plan->resolved);
   key_ = Sha256Hex(DumpCanonicalJson({{"task", TaskToJson(task_)},
@@ -96,7 +103,7 @@ absl::Status QuantizeRun::MakeThePlan() {
   context_.progress().SetPlan(std::move(plan->stages));
   LOG(INFO) << "planned method=" << MethodName(task_.method) << " bits=" << task_.format.bits
             << " artifact_bytes=" << plan->artifact_size_bytes << " memory_bytes=" << memory_bytes
-            << " estimate="
+            << " seconds=" << absl::StrJoin(seconds, ",") << " estimate="
             << absl::FormatDuration(absl::Trunc(context_.progress().Remaining(), absl::Seconds(1)));
   return absl::OkStatus();
 }

@@ -3,11 +3,14 @@
 
 Usage: judge_export.py gptq EXPORT HUGGINGFACE GPTQMODEL
        judge_export.py gguf FILE HUGGINGFACE
+       judge_export.py llama.cpp FILE HUGGINGFACE TEXT
   EXPORT, FILE  the artifact, exported --as gptq; the file in what was exported --as gguf
   HUGGINGFACE   the same artifact, exported --as huggingface: the values that are expected, exactly
   GPTQMODEL     directory with the source of PyPI's gptqmodel (its sdist, unpacked)
-Needs PyTorch and safetensors; for gptq what gptqmodel's linear layer imports, for gguf PyPI's gguf.
-Exits with 1 when a value differs.
+  TEXT          a file of plain text, of which both programs tokenize and predict the beginning
+Needs PyTorch and safetensors; for gptq what gptqmodel's linear layer imports, for gguf PyPI's gguf,
+for llama.cpp PyPI's llama-cpp-python and transformers. Exits with 1 when a value or token differs, or
+when llama.cpp's predictions, whose products take states in 8 bits, are off by more than that explains.
 """
 
 import glob
@@ -86,8 +89,41 @@ def judge_gguf(path, expected):
         yield name, found, want
 
 
+def judge_llama_cpp(path, huggingface, text_path):
+    import llama_cpp
+    import numpy
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    length, max_tokens, max_divergence = 512, 2048, 0.01
+    with open(text_path, encoding="utf-8") as file:
+        text = file.read(8 * max_tokens)
+    llama = llama_cpp.Llama(path, n_ctx=length, n_batch=length, logits_all=True, verbose=False)
+    tokens = llama.tokenize(text.encode(), add_bos=False, special=False)
+    wanted = AutoTokenizer.from_pretrained(huggingface)(text, add_special_tokens=False).input_ids
+    same = tokens == wanted
+    print(f"{len(wanted)} tokens of text, {'the same' if same else 'others in llama.cpp'}")
+    model = AutoModelForCausalLM.from_pretrained(huggingface, dtype=torch.float32).eval()
+    divergences, agreements = [], []
+    for begin in range(0, min(max_tokens, len(wanted) - length + 1), length):
+        chunk = wanted[begin:begin + length]
+        llama.reset()
+        llama.eval(chunk)
+        found = torch.from_numpy(numpy.array(llama.scores[:length])).log_softmax(-1)
+        with torch.no_grad():
+            want = model(torch.tensor([chunk])).logits[0].log_softmax(-1)
+        divergences.append((want.exp() * (want - found)).sum(-1).mean().item())
+        agreements.append((want.argmax(-1) == found.argmax(-1)).float().mean().item())
+    divergence = sum(divergences) / len(divergences)
+    print(f"{len(divergences) * length} predictions: KL(dequantized in floats || llama.cpp) "
+          f"{divergence:.5f}, the same most likely token in "
+          f"{100 * sum(agreements) / len(agreements):.1f} %")
+    return same and divergence < max_divergence
+
+
 def main():
     arguments = sys.argv[1:]
+    if len(arguments) == 4 and arguments[0] == "llama.cpp":
+        sys.exit(0 if judge_llama_cpp(*arguments[1:]) else 1)
     if len(arguments) == 4 and arguments[0] == "gptq":
         results = judge_gptq(arguments[1], load_all(arguments[2]), arguments[3])
     elif len(arguments) == 3 and arguments[0] == "gguf":

@@ -1,8 +1,9 @@
 // Speed and memory of Block-AP's training steps on one block of a well-known shape, for
 // tests/oracle/compare_speed.py; no test.
-//   block_ap_speed SHAPE TOKENS NUM_STEPS NUM_THREADS FLOAT32|BFLOAT16
+//   block_ap_speed SHAPE TOKENS NUM_STEPS NUM_THREADS FLOAT32|BFLOAT16 [PROFILE]
 // Prints JSON: tokens per second (of the median step), the products' share of the machine's own
-// rate, and the largest resident set.
+// rate, and the largest resident set. With PROFILE a table of where the time went is printed to the
+// standard error; counting costs some percent of it.
 
 #include <absl/strings/numbers.h>
 #include <absl/time/clock.h>
@@ -15,10 +16,12 @@
 #include <vector>
 
 #include "core/base/json.h"
+#include "core/base/large_pages.h"
 #include "core/base/status_macros.h"
 #include "core/bench/synthetic_model.h"
 #include "core/quant/block_ap.h"
 #include "core/quant/device.h"
+#include "core/quant/profile.h"
 #include "core/quant/quantize.h"
 
 namespace quern {
@@ -46,13 +49,15 @@ TorchBlock RandomBlock(const ModelConfig& config) {
 }
 
 absl::Status Run(const std::string& shape, int num_tokens, int num_steps, int num_threads,
-                 ComputeDtype compute_dtype) {
+                 ComputeDtype compute_dtype, bool profile) {
   ASSIGN_OR_RETURN(const ProductRates rates, MeasureProductRates("cpu", num_threads));
   ASSIGN_OR_RETURN(const ModelConfig config, SyntheticConfig(shape));
   at::manual_seed(1);
   const TorchBlock source = RandomBlock(config);
-  // Each step takes the next sequences of an epoch; two steps of data are enough.
-  const int num_sequences = 2 * kBatchSize;
+  // Between epochs trained values are kept to come back to: in a run after hundreds of steps, so not
+  // in the median step here.
+  constexpr int kEpochSteps = 4;
+  const int num_sequences = kEpochSteps * kBatchSize;
   const at::Tensor states = at::randn({int64_t{num_sequences} * num_tokens, config.hidden_size});
   const at::Tensor ids =
       at::arange(int64_t{num_sequences} * num_tokens).view({num_sequences, num_tokens});
@@ -63,7 +68,7 @@ absl::Status Run(const std::string& shape, int num_tokens, int num_steps, int nu
   const QuantFormat format{.bits = 2, .group_size = 64};
   const BlockApSettings settings{.sample_count = num_sequences,
                                  .sequence_length_tokens = num_tokens,
-                                 .epoch_count = (num_steps + 1) / 2,
+                                 .epoch_count = (num_steps + kEpochSteps - 1) / kEpochSteps,
                                  .batch_size = kBatchSize,
                                  .weight_learning_rate = 2e-5,
                                  .quant_learning_rate = 1e-4,
@@ -80,7 +85,13 @@ absl::Status Run(const std::string& shape, int num_tokens, int num_steps, int nu
                                .settings = settings,
                                .compute_dtype = ToScalarType(compute_dtype),
                                .on_step = [&](int64_t, double) { times.push_back(absl::Now()); }};
+  if (profile) StartProfile();
+  const absl::Time start = absl::Now();
   RETURN_IF_ERROR(TrainBlock(context, 0, source, inputs, {&targets}, {}).status());
+  if (profile) {
+    const double wall_seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    std::cerr << FormatProfile(StopProfile(), wall_seconds, rates);
+  }
   std::vector<double> seconds;
   for (size_t i = 1; i < times.size(); ++i) {
     seconds.push_back(absl::ToDoubleSeconds(times[i] - times[i - 1]));
@@ -109,18 +120,20 @@ absl::Status Run(const std::string& shape, int num_tokens, int num_steps, int nu
 }  // namespace quern
 
 int main(int argc, char** argv) {
+  quern::UseLargePages(argv);  // as quern-quantizer does
   int num_tokens = 0;
   int num_steps = 0;
   int num_threads = 0;
-  if (argc != 6 || !absl::SimpleAtoi(argv[2], &num_tokens) ||
+  if (argc < 6 || argc > 7 || !absl::SimpleAtoi(argv[2], &num_tokens) ||
       !absl::SimpleAtoi(argv[3], &num_steps) || !absl::SimpleAtoi(argv[4], &num_threads)) {
-    std::cerr << "usage: block_ap_speed SHAPE TOKENS NUM_STEPS NUM_THREADS FLOAT32|BFLOAT16\n";
+    std::cerr << "usage: block_ap_speed SHAPE TOKENS NUM_STEPS NUM_THREADS FLOAT32|BFLOAT16 "
+                 "[PROFILE]\n";
     return 2;
   }
   const auto compute_dtype = std::string(argv[5]) == "BFLOAT16" ? quern::ComputeDtype::kBfloat16
                                                                 : quern::ComputeDtype::kFloat32;
   const absl::Status status =
-      quern::Run(argv[1], num_tokens, num_steps, num_threads, compute_dtype);
+      quern::Run(argv[1], num_tokens, num_steps, num_threads, compute_dtype, argc == 7);
   if (status.ok()) return 0;
   std::cerr << status << std::endl;
   return 1;

@@ -1,5 +1,6 @@
 #include "core/base/large_pages.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -17,6 +18,12 @@ void UseLargePages(char** argv) {
   execv("/proc/self/exe", argv);
 #else
   (void)argv;
+#endif
+}
+
+void GiveBackFreedMemory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
 #endif
 }
 

@@ -11,6 +11,10 @@ namespace quern {
 // cannot be started anew: it is then slower, and the same in everything else.
 void UseLargePages(char** argv);
 
+// Gives what the allocator keeps of freed memory back to the system: between two parts of a program
+// that need much, and not the same.
+void GiveBackFreedMemory();
+
 }  // namespace quern
 
 #endif  // QUERN_CORE_BASE_LARGE_PAGES_H_

@@ -27,15 +27,20 @@ constexpr double kSensitivityWidths = 4;
 // Of a file that streams lie in, read ahead: a common SSD's.
 constexpr double kScratchBytesPerSecond = 500e6;
 // What training takes beside its products, which is in floats whatever those are in: as long as
-// this share of them would take in floats (measured with block_ap_speed: products are 80 % of a
-// step in floats and 60 % in bfloat16, at 205 and 440 GFLOP/s).
-constexpr double kBesideProducts = 0.28;
+// this share of them would take in floats (measured with block_ap_speed: products are 88 % of a
+// step in floats and 68 % in bfloat16, at 200 and 420 GFLOP/s).
+constexpr double kBesideProducts = 0.18;
+// What a step takes of each block however small it is: a thousand operations of LibTorch.
+constexpr absl::Duration kStepTime = absl::Microseconds(1500);
 // Bytes of a tokenizer.json for each entry of the vocabulary, merges included: 28 translated from a
 // GGUF file, 43 in most Hugging Face directories.
 constexpr int64_t kTokenizerBytesPerEntry = 35;
-// Products of a matrix with its inputs' second moments in GPTQ: half a one to find the codes, one
-// for the errors, then at most six passes over scales and codes.
-constexpr double kGptqPasses = 14.5;
+// Of GPTQ, measured on blocks of 3.5 and 44 million weights: products of a matrix with its inputs'
+// second moments, half a one to find the codes, one for the errors, then at most six passes over
+// scales and codes; and the loops over each row's codes, in floating-point operations of the same
+// time.
+constexpr double kGptqPasses = 6.8;
+constexpr double kGptqWeightFlop = 41'500;
 // Rows of logits that the head's loss takes at once.
 constexpr int64_t kHeadSliceTokens = 128;
 // What a step costs for each weight that is trained, beside products: fake quantization both ways
@@ -225,9 +230,14 @@ double CostModel::MomentWeights() const {
 }
 
 double CostModel::GptqFlop(double tokens) const {
-  const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
-  return tokens * 2 * MomentWeights() +
-         kGptqPasses * 2 * static_cast<double>(sizes_.block_weights) * widest;
+  double products = 0;  // of all matrices with their inputs' moments, multiplications
+  for (const TensorSpec& spec : BlockTensors(config_, 0)) {
+    if (spec.kind != TensorSpec::Kind::kBlockMatrix) continue;
+    products += static_cast<double>(spec.shape[0]) * static_cast<double>(spec.shape[1]) *
+                static_cast<double>(spec.shape[1]);
+  }
+  return tokens * 2 * MomentWeights() + kGptqPasses * 2 * products +
+         kGptqWeightFlop * static_cast<double>(sizes_.block_weights);
 }
 
 double CostModel::SensitivityFlop() const {
@@ -334,7 +344,8 @@ StageCost CostModel::BlockAp() const {
   return TrainingStage(
       Stage::kBlockAp,
       (TrainingTime(flop + SensitivityFlop()) + FloatTime(search) +
-       streams.DiskTime(2.0 + *block.epoch_count)) *
+       streams.DiskTime(2.0 + *block.epoch_count) +
+       kStepTime * Steps(block.sample_count, block.epoch_count, block.batch_size)) *
           config_.num_hidden_layers,
       OuterBytes() + std::max(SensitivityBytes(), streams.memory_bytes + activations + 24 * p),
       2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
@@ -384,7 +395,8 @@ StageCost CostModel::E2eQp() const {
     memory += 20 * weights;
     disk += 2 * 12 * weights;  // two generations of value and moments
   }
-  return TrainingStage(Stage::kE2eQp, TrainingTime(flop), memory, disk);
+  return TrainingStage(Stage::kE2eQp, TrainingTime(flop) + kStepTime * layers * (tokens / together),
+                       memory, disk);
 }
 
 StageCost CostModel::Packing() const {

@@ -12,6 +12,7 @@
 
 #include "core/artifact/artifact.h"
 #include "core/base/error_reason.h"
+#include "core/base/large_pages.h"
 #include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
@@ -192,6 +193,7 @@ absl::StatusOr<LoadedArtifact> QuantizeRun::LoadOwnArtifact() const {
 }
 
 absl::Status QuantizeRun::EvaluateAndReport() {
+  GiveBackFreedMemory();  // training's
   context_.progress().Report(Stage::kEvaluating, 0, 1);
   EvaluationInput input{.source = MakeModelSource(checkpoint_),
                         .config = checkpoint_->config(),

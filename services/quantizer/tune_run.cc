@@ -12,6 +12,7 @@
 #include "core/artifact/artifact.h"
 #include "core/artifact/scale_delta.h"
 #include "core/base/error_reason.h"
+#include "core/base/large_pages.h"
 #include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
@@ -183,6 +184,7 @@ absl::StatusOr<LoadedArtifact> TuneRun::LoadOwnArtifact() const {
 }
 
 absl::Status TuneRun::EvaluateAndReport() {
+  GiveBackFreedMemory();  // training's
   context_.progress().Report(Stage::kEvaluating, 0, 1);
   ASSIGN_OR_RETURN(LoadedArtifact artifact, LoadOwnArtifact());
   const int64_t artifact_bytes = SizeOf(artifact.manifest);

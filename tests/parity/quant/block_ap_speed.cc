@@ -54,8 +54,8 @@ absl::Status Run(const std::string& shape, int num_tokens, int num_steps, int nu
   ASSIGN_OR_RETURN(const ModelConfig config, SyntheticConfig(shape));
   at::manual_seed(1);
   const TorchBlock source = RandomBlock(config);
-  // Between epochs trained values are kept to come back to: in a run after hundreds of steps, so not
-  // in the median step here.
+  // Between epochs trained values are kept to come back to: in a run after hundreds of steps, so
+  // not in the median step here.
   constexpr int kEpochSteps = 4;
   const int num_sequences = kEpochSteps * kBatchSize;
   const at::Tensor states = at::randn({int64_t{num_sequences} * num_tokens, config.hidden_size});

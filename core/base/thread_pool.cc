@@ -51,22 +51,27 @@ struct ThreadPool::State {
   explicit State(int threads) : num_threads(threads), slices(threads) {}
 
   void Run(int thread) {
-    for (int i = 0; i < num_threads; ++i) RunSlice(slices[(thread + i) % num_threads]);
+    // Told at the end: threads would wait for each other's writes after every chunk.
+    int64_t done = 0;
+    for (int i = 0; i < num_threads; ++i) done += RunSlice(slices[(thread + i) % num_threads]);
+    if (done > 0) grains_left.fetch_sub(done, std::memory_order_release);
   }
 
-  void RunSlice(Slice& slice) {
+  // Returns the grains done.
+  int64_t RunSlice(Slice& slice) {
+    int64_t done = 0;
     uint64_t range = slice.range.load(std::memory_order_acquire);
     while (true) {
       const auto begin = static_cast<uint32_t>(range);
       const auto end = static_cast<uint32_t>(range >> 32);
-      if (begin >= end) return;
+      if (begin >= end) return done;
       const uint32_t size = std::min(chunk.load(std::memory_order_relaxed), end - begin);
       if (!slice.range.compare_exchange_weak(range, range + size, std::memory_order_acq_rel,
                                              std::memory_order_acquire)) {
         continue;
       }
       (*body)(begin * grain, std::min(count, (int64_t{begin} + size) * grain));
-      grains_left.fetch_sub(size, std::memory_order_release);
+      done += size;
       range += size;
     }
   }
@@ -100,18 +105,19 @@ struct ThreadPool::State {
 
   const int num_threads;
   std::vector<Slice> slices;
+  std::vector<std::thread> threads;
   std::mutex mutex;
   std::condition_variable wake;
+  // Idle threads look at these all the time, so nothing else that is written lies in their line.
+  alignas(64) std::atomic<uint32_t> region{0};
   std::atomic<int> num_asleep{0};
-  std::atomic<uint32_t> region{0};
   std::atomic<bool> stopping{false};
   // Of the region: written before its slices are.
-  int64_t count = 0;
+  alignas(64) int64_t count = 0;
   int64_t grain = 1;
   const Body* body = nullptr;
   std::atomic<uint32_t> chunk{1};
-  std::atomic<int64_t> grains_left{0};
-  std::vector<std::thread> threads;
+  alignas(64) std::atomic<int64_t> grains_left{0};
 };
 
 ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>(num_threads)) {

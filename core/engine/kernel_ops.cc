@@ -287,7 +287,7 @@ void KernelOps::ForEachAttentionUnit(const Qkv& qkv, const AttendUnit& attend) {
   for (const Workspace::Token& token : workspace_.tokens) positions += token.position + 1;
   const int64_t products = 2 * positions * shape_.num_heads * shape_.head_dim;
   const int num_threads = pool_.num_threads();
-  const int64_t threads_grain = products < 2 * kMinProducts ? num_threads : 1;
+  const int64_t threads_grain = products < kMinProducts ? num_threads : 1;
   pool_.ParallelFor(num_threads, threads_grain, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       const int32_t first = thread == 0 ? 0 : workspace_.attention_ends[thread - 1];

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 namespace quern {
@@ -25,25 +26,50 @@ struct MoreProbable {
 
 // Id of the greatest logit, or -1 when a draw from these would mean nothing.
 int32_t ArgMax(absl::Span<const float> logits) {
+  // Vectors of the compiler's own: at -O2 GCC 12 makes none of a plain loop that minds NaN, which
+  // took 3 % of SmolLM2-135M's step. Pieces, so that where the greatest lies is looked up in one
+  // of them alone.
+  using Vector = float __attribute__((vector_size(16)));
+  using Mask = int32_t __attribute__((vector_size(16)));
+  constexpr size_t kVectors = 4;  // sums apart, since a comparison takes its time
+  constexpr size_t kLanes = sizeof(Vector) / sizeof(float);
+  constexpr size_t kPiece = 64 * kVectors * kLanes;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  constexpr size_t kLanes = 16;
-  // Lane by lane, which compilers turn into vectors; where the greatest lies is looked up after.
-  float best[kLanes];
-  std::fill_n(best, kLanes, -kInfinity);
-  uint32_t has_nan[kLanes] = {};
-  const size_t whole = logits.size() / kLanes * kLanes;
-  const auto take = [&](size_t lane, float logit) {
-    has_nan[lane] |= logit != logit ? 1u : 0u;
-    best[lane] = logit > best[lane] ? logit : best[lane];
-  };
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) take(lane, logits[i + lane]);
+
+  float greatest = -kInfinity;
+  absl::Span<const float> where;
+  bool has_nan = false;
+  for (size_t begin = 0; begin < logits.size(); begin += kPiece) {
+    const absl::Span<const float> piece = logits.subspan(begin, kPiece);
+    const size_t whole = piece.size() / (kVectors * kLanes) * (kVectors * kLanes);
+    Vector best[kVectors];
+    std::fill_n(best, kVectors, Vector{} - kInfinity);
+    Mask nan[kVectors] = {};
+    for (size_t i = 0; i < whole; i += kVectors * kLanes) {
+      for (size_t v = 0; v < kVectors; ++v) {
+        Vector x;
+        std::memcpy(&x, piece.data() + i + v * kLanes, sizeof(x));
+        nan[v] |= x != x;
+        best[v] = x > best[v] ? x : best[v];
+      }
+    }
+    float most = -kInfinity;
+    for (size_t lane = 0; lane < kVectors * kLanes; ++lane) {
+      most = std::max(most, best[lane / kLanes][lane % kLanes]);
+      has_nan |= nan[lane / kLanes][lane % kLanes] != 0;
+    }
+    for (const float logit : piece.subspan(whole)) {
+      most = std::max(most, logit);
+      has_nan |= std::isnan(logit);
+    }
+    if (most > greatest) {
+      greatest = most;
+      where = piece;
+    }
   }
-  for (size_t i = whole; i < logits.size(); ++i) take(i - whole, logits[i]);
-  const float greatest = *std::max_element(best, best + kLanes);
-  if (std::find(has_nan, has_nan + kLanes, 1u) != has_nan + kLanes) return -1;
-  if (std::isinf(greatest)) return -1;
-  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), greatest) - logits.begin());
+  if (has_nan || std::isinf(greatest)) return -1;
+  const float* found = std::find(where.begin(), where.end(), greatest);
+  return static_cast<int32_t>(found - logits.data());
 }
 
 // Puts the `k` most probable ids of the vocabulary into `candidates`, in no order. Keeps at most

@@ -58,6 +58,25 @@ TEST(SamplerTest, GreedyTakesTheGreatestAndTheLowestIdOfEquals) {
   EXPECT_EQ(Sample({-5}, {}, 1, 0), 0);
 }
 
+TEST(SamplerTest, GreedyLooksEverywhereInLargeVocabularies) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  SamplerScratch scratch;
+  for (const int size : {1024, 2053, 3000}) {
+    const std::vector<float> random = RandomLogits(size, 5);
+    for (const int id : {0, 15, 16, 17, 1023, 1024, 2047, 2048, 2052, 2999}) {
+      if (id >= size) continue;
+      std::vector<float> logits = random;
+      logits[id] = 100;
+      logits.back() = 100;
+      EXPECT_EQ(Sample(logits, {}, 1, 0), id) << size;
+      logits[id] = nan;
+      EXPECT_THAT(SampleToken(logits, {}, 1, 0, scratch),
+                  StatusIs(absl::StatusCode::kInternal, testing::HasSubstr("not finite")))
+          << size << ", " << id;
+    }
+  }
+}
+
 TEST(SamplerTest, TopOneIsGreedyAtAnyTemperature) {
   // A temperature at which the two greatest have the same weight.
   const std::vector<float> logits = {0.0f, 1e-7f, -1.0f};

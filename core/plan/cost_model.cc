@@ -14,13 +14,17 @@ constexpr int64_t kEvaluationTokens = 512;
 constexpr int64_t kProgramBytes = int64_t{200} << 20;
 // What CUDA and its libraries take of a GPU before anything is computed.
 constexpr int64_t kDeviceProgramBytes = int64_t{500} << 20;
-// Sampling and scoring are bound by memory, not by products: the share of the products' rate that
-// they reach (measured on a 135M model: 614 tokens/s scored, 455 sampled, where products do 235
-// GFLOP/s).
-constexpr double kInferenceShare = 0.6;
+// Sampling and scoring: products at this share of the rate, and for each token and block what
+// attention and the operations beside products take, in floating-point operations of the same time
+// for each element of the hidden state. (Measured on 30 blocks of 576 and 4 blocks of 2,048: 16,384
+// tokens in 34 and 43 s where products do 200 GFLOP/s.)
+constexpr double kInferenceShare = 0.95;
+constexpr double kInferenceElementFlop = 7600;
 // A copy in 8 bits is sampled from, on kernels of integers (measured: 810 tokens/s of the same
 // model where products do 205 GFLOP/s).
 constexpr double kSamplingSpeedUp = 1.8;
+// At which such a copy is made.
+constexpr double kCopyBytesPerSecond = 200e6;
 // Of the calibration, and widths tried, to choose bits for each matrix; core/quant does the same.
 constexpr double kSensitivityTokens = 8 * 512;
 constexpr double kSensitivityWidths = 4;
@@ -166,8 +170,10 @@ int64_t CostModel::source_bytes() const {
 }
 
 absl::Duration CostModel::InferenceTime(double tokens) const {
+  const double elements = tokens * config_.hidden_size * config_.num_hidden_layers;
   return FlopTime(2.0 * tokens * static_cast<double>(inference_weights()),
-                  machine_.gflops * kInferenceShare);
+                  machine_.gflops * kInferenceShare) +
+         FlopTime(elements * kInferenceElementFlop, machine_.gflops);
 }
 
 absl::Duration CostModel::FloatTime(double flop) const {
@@ -215,7 +221,7 @@ StageCost CostModel::Calibrating() const {
   // Of the copy in 8 bits that sequences are sampled from.
   const int64_t copy_bytes = running == 0 ? 0 : 2 * sizes_.total_weights;
   return {.stage = Stage::kCalibrating,
-          .duration = absl::Seconds(5) +
+          .duration = absl::Seconds(1 + static_cast<double>(copy_bytes) / kCopyBytesPerSecond) +
                       InferenceTime(static_cast<double>(shape.num_sampled) * shape.length_tokens) /
                           kSamplingSpeedUp,
           .host_memory_bytes =
@@ -238,6 +244,11 @@ double CostModel::GptqFlop(double tokens) const {
   }
   return tokens * 2 * MomentWeights() + kGptqPasses * 2 * products +
          kGptqWeightFlop * static_cast<double>(sizes_.block_weights);
+}
+
+double CostModel::GptqBytes() const {
+  const double widest = std::max<double>(config_.hidden_size, config_.intermediate_size);
+  return 4 * (MomentWeights() + 2 * widest * widest);
 }
 
 double CostModel::SensitivityFlop() const {
@@ -299,17 +310,14 @@ StageCost CostModel::Untrained() const {
   const BlockApSettings& block = task_.block_ap;
   const double p = static_cast<double>(sizes_.block_weights);
   const double h = config_.hidden_size;
-  const double widest = std::max<double>(h, config_.intermediate_size);
   const double tokens = static_cast<double>(*block.sample_count) * *block.sequence_length_tokens;
-  const double moments = MomentWeights();
   const double search = task_.method == QuantMethod::kGptq ? GptqFlop(tokens) : AwqFlop(tokens);
   const Streams streams = PlaceStreams({tokens * h});
   return TrainingStage(
       Stage::kBlockAp,
       (TrainingTime(tokens * 4 * p + SensitivityFlop()) + FloatTime(search) + streams.DiskTime(3)) *
           config_.num_hidden_layers,
-      OuterBytes() + std::max(SensitivityBytes(),
-                              streams.memory_bytes + 4 * (moments + 2 * widest * widest) + 16 * p),
+      OuterBytes() + std::max(SensitivityBytes(), streams.memory_bytes + GptqBytes() + 16 * p),
       2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
 }
 
@@ -332,7 +340,13 @@ StageCost CostModel::BlockAp() const {
       (source + passes * (train + validation)) * (2 * p + 4 * s * h) +
       validation * *block.epoch_count * (2 * p + 4 * s * h) +
       Steps(block.sample_count, block.epoch_count, block.batch_size) * kWeightStepFlop * p;
-  const double search = *block.start == QuantStart::kGptq ? GptqFlop(train + validation) : 0;
+  const bool by_gptq = *block.start == QuantStart::kGptq;
+  const double search = by_gptq ? GptqFlop(train + validation) : 0;
+  // The allocator keeps what GPTQ freed, in pieces of other sizes than training wants.
+  const double search_bytes = by_gptq ? GptqBytes() : 0;
+  // Bytes of a block's values: the source's, five of the one in training, and both as products take
+  // them where that is not float.
+  const double copies = 24 + (dtype() == ComputeDtype::kBfloat16 ? 4 : 0);
   const double own = (train + validation) * h;
   const Streams streams = passes == 0   ? PlaceStreams({source * h})
                           : passes == 1 ? PlaceStreams({source * h, own})
@@ -347,7 +361,8 @@ StageCost CostModel::BlockAp() const {
        streams.DiskTime(2.0 + *block.epoch_count) +
        kStepTime * Steps(block.sample_count, block.epoch_count, block.batch_size)) *
           config_.num_hidden_layers,
-      OuterBytes() + std::max(SensitivityBytes(), streams.memory_bytes + activations + 24 * p),
+      OuterBytes() + std::max(SensitivityBytes(),
+                              streams.memory_bytes + activations + search_bytes + copies * p),
       2 * static_cast<double>(sizes_.packed_bytes) + streams.disk_bytes);
 }
 
@@ -401,7 +416,7 @@ StageCost CostModel::E2eQp() const {
 
 StageCost CostModel::Packing() const {
   return {.stage = Stage::kPacking,
-          .duration = absl::Seconds(static_cast<double>(sizes_.total_weights) / 50e6),
+          .duration = absl::Seconds(static_cast<double>(sizes_.total_weights) / 300e6),
           .host_memory_bytes = kProgramBytes + source_bytes() + 2 * sizes_.packed_bytes,
           .disk_bytes = artifact_bytes()};
 }

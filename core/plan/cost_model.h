@@ -76,6 +76,7 @@ class CostModel {
   double MomentWeights() const;
   // Of one block: the moments of `tokens` inputs, and the search for codes.
   double GptqFlop(double tokens) const;
+  double GptqBytes() const;
 
   // Of one block, for bits of its own: states and gradients, and the errors of each width.
   double SensitivityFlop() const;

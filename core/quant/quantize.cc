@@ -3,9 +3,11 @@
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "core/artifact/pack.h"
+#include "core/base/large_pages.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "core/model/tensor_names.h"
@@ -121,7 +123,7 @@ class TrainingRun {
   absl::StatusOr<OuterTensors> LoadSourceOuter() const;
   absl::Status Train(TrainingDirectory& directory, const OuterTensors& source,
                      const OuterTensors& served, std::vector<TrainedBlock>& blocks);
-  // Block by block, in the quantized stream alone.
+  // Block by block, in the quantized stream alone. `blocks` are those that an earlier run finished.
   absl::Status QuantizeBlocksUntrained(TrainingDirectory& directory, const OuterTensors& served,
                                        std::vector<TrainedBlock>& blocks);
   absl::Status TrainBlocks(TrainingDirectory& directory, ActivationStore& source_states,
@@ -138,7 +140,7 @@ class TrainingRun {
   TorchBlock ServedBlock(int layer, const TrainedBlock& block) const {
     return ToTorchBlock(layer, block, WeightForm::kDense, compute_dtype_, device_);
   }
-  void Report(Stage stage, int64_t completed, int64_t total, double loss) const {
+  void Report(Stage stage, int64_t completed, int64_t total, std::optional<double> loss) const {
     if (options_.on_progress) options_.on_progress({stage, completed, total, loss});
   }
 
@@ -236,7 +238,6 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
                                .settings = task_.block_ap,
                                .compute_dtype = compute_dtype_,
                                .cancelled = options_.cancelled};
-  blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
   // Else the start is all there is, and the quantized stream is not needed.
   const bool trains_blocks =
@@ -274,6 +275,8 @@ absl::Status TrainingRun::TrainBlocks(TrainingDirectory& directory, ActivationSt
       }
       RETURN_IF_ERROR(directory.SaveBlock(layer, *trained));
       blocks.push_back(*std::move(trained));
+      // The next block begins with tensors of other sizes than this one ended with.
+      GiveBackFreedMemory();
     }
     if (states.has_value() && layer + 1 < config.num_hidden_layers) {
       states->Advance(config, rotary, layer, ServedBlock(layer, blocks[layer]));
@@ -292,7 +295,6 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
   ActivationStore states(served.embedding,
                          ToTokenTensor(calibration_, 0, num_block_sequences(), num_tokens, device_),
                          &space_);
-  blocks = directory.LoadBlocks(config.num_hidden_layers);
   const int num_loaded = static_cast<int>(blocks.size());
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (options_.cancelled && options_.cancelled()) {
@@ -355,6 +357,10 @@ absl::Status TrainingRun::Run(PackedModel& model) {
                    Fingerprint(checkpoint_, task_, calibration_, options_, device_));
   ASSIGN_OR_RETURN(TrainingDirectory directory,
                    TrainingDirectory::Open(options_.work_directory, fingerprint));
+  const int num_layers = checkpoint_.config().num_hidden_layers;
+  std::vector<TrainedBlock> blocks = directory.LoadBlocks(num_layers);
+  // The stage begins here, not when its first block is done.
+  Report(Stage::kBlockAp, static_cast<int64_t>(blocks.size()), num_layers, /*loss=*/std::nullopt);
   ASSIGN_OR_RETURN(const OuterTensors source, LoadSourceOuter());
   OuterTensors served{.embedding = ServedMatrix(model, std::string(kEmbeddingName), device_),
                       .final_norm = source.final_norm};
@@ -363,7 +369,6 @@ absl::Status TrainingRun::Run(PackedModel& model) {
                     : ServedMatrix(model, std::string(kHeadName), device_);
   RETURN_IF_ERROR(ChooseBits());
   model.format = format_;
-  std::vector<TrainedBlock> blocks;
   if (IsUntrained(task_.method)) {
     RETURN_IF_ERROR(QuantizeBlocksUntrained(directory, served, blocks));
   } else {

@@ -164,6 +164,7 @@ absl::StatusOr<TokenSequences> QuantizeRun::MakeCalibration() {
                           context_.progress().Report(Stage::kCalibrating, done, total);
                         });
   if (!sampled.ok()) return CheckpointError(sampled.status());
+  GiveBackFreedMemory();  // the model's that drew them
   return Interleave(shape, *std::move(of_text), *std::move(sampled));
 }
 

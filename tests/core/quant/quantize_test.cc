@@ -93,7 +93,7 @@ class QuantizeTest : public testing::Test {
   std::vector<double> Losses(Stage stage) const {
     std::vector<double> losses;
     for (const QuantizeProgress& progress : progress_) {
-      if (progress.stage == stage) losses.push_back(*progress.loss);
+      if (progress.stage == stage && progress.loss.has_value()) losses.push_back(*progress.loss);
     }
     return losses;
   }
@@ -368,13 +368,17 @@ TEST_F(QuantizeTest, EveryStartTargetAndLossTrains) {
 TEST_F(QuantizeTest, GptqGoesOnWhereItWasStopped) {
   const Task task = MakeTask(QuantMethod::kGptq, {.bits = 4});
   ASSERT_OK_AND_ASSIGN(const PackedModel whole, Run(task));
-  ASSERT_EQ(progress_.size(), 2u);
+  ASSERT_EQ(Losses(Stage::kBlockAp).size(), 2u);
+  // The stage is reported from its beginning on.
+  EXPECT_EQ(progress_.front().completed, 0);
+  EXPECT_EQ(progress_.back().completed, 2);
   options_.work_directory = directory_ + "/stopped";
   int left = 1;
   options_.cancelled = [&left] { return left-- == 0; };
   EXPECT_THAT(Run(task), StatusIs(absl::StatusCode::kCancelled, HasSubstr("before block 1")));
   options_.cancelled = {};
   ASSERT_OK_AND_ASSIGN(const PackedModel resumed, Run(task));
+  EXPECT_EQ(progress_.front().completed, 1);
   ExpectSameBytes(whole, resumed);
 }
 

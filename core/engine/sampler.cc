@@ -31,7 +31,7 @@ int32_t ArgMax(absl::Span<const float> logits) {
   // of them alone.
   using Vector = float __attribute__((vector_size(16)));
   using Mask = int32_t __attribute__((vector_size(16)));
-  constexpr size_t kVectors = 4;  // sums apart, since a comparison takes its time
+  constexpr size_t kVectors = 4;  // maxima apart: each waits for the one before it
   constexpr size_t kLanes = sizeof(Vector) / sizeof(float);
   constexpr size_t kPiece = 64 * kVectors * kLanes;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();

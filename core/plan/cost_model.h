@@ -76,6 +76,7 @@ class CostModel {
   double MomentWeights() const;
   // Of one block: the moments of `tokens` inputs, and the search for codes.
   double GptqFlop(double tokens) const;
+  // Its memory: the moments of each matrix's inputs, and the widest's twice more.
   double GptqBytes() const;
 
   // Of one block, for bits of its own: states and gradients, and the errors of each width.
@@ -109,7 +110,7 @@ class CostModel {
   // Training 6p + attention for each token and epoch; a pass of the source's stream 2p, of the
   // quantized one and of the validation the same, and what the start takes. Memory: the caches of
   // both streams and the targets, one block in training (value, gradient, two moments,
-  // fake-quantized copy), its activations.
+  // fake-quantized copy), its activations, and what GPTQ took to find the start.
   StageCost BlockAp() const;
 
   static double Steps(const std::optional<int>& samples, const std::optional<int>& epochs,

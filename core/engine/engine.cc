@@ -132,7 +132,7 @@ class EngineImpl final : public Engine {
                                                        const ConstraintSpec& spec) const override;
   absl::Status Submit(ModelHandle handle, GenerationRequest request,
                       std::shared_ptr<TokenSink> sink) override;
-  absl::Status Score(ModelHandle handle, absl::Span<const int32_t> tokens,
+  absl::Status Score(ModelHandle handle, absl::Span<const int32_t> tokens, int first_position,
                      const LogitsFn& on_logits) override;
   EngineStats Stats() const override;
   bool Healthy(absl::Duration limit) const override;
@@ -147,7 +147,7 @@ class EngineImpl final : public Engine {
   absl::StatusOr<std::shared_ptr<ServedModel>> Find(ModelHandle handle) const
       ABSL_LOCKS_EXCLUDED(models_mutex_);
   absl::Status Enqueue(ModelHandle handle, GenerationRequest request,
-                       std::shared_ptr<TokenSink> sink, LogitsFn on_logits)
+                       std::shared_ptr<TokenSink> sink, LogitsFn on_logits, int first_position)
       ABSL_LOCKS_EXCLUDED(models_mutex_);
 
   // --- Engine thread --------------------------------------------------------------------------
@@ -289,16 +289,18 @@ absl::StatusOr<CompiledConstraint> EngineImpl::CompileConstraint(ModelHandle han
 
 absl::Status EngineImpl::Submit(ModelHandle handle, GenerationRequest request,
                                 std::shared_ptr<TokenSink> sink) {
-  return Enqueue(handle, std::move(request), std::move(sink), nullptr);
+  return Enqueue(handle, std::move(request), std::move(sink), nullptr, 0);
 }
 
 absl::Status EngineImpl::Enqueue(ModelHandle handle, GenerationRequest request,
-                                 std::shared_ptr<TokenSink> sink, LogitsFn on_logits) {
+                                 std::shared_ptr<TokenSink> sink, LogitsFn on_logits,
+                                 int first_position) {
   ASSIGN_OR_RETURN(const auto model, Find(handle));
   RETURN_IF_ERROR(model->Validate(request));
   const uint64_t seed = request.sampling.seed.has_value() ? *request.sampling.seed : RandomSeed();
   auto sequence =
       model->NewSequence(std::move(request), std::move(sink), std::move(on_logits), seed);
+  sequence->num_scored = first_position;
 
   MutexLock lock(&models_mutex_);
   const auto it = models_.find(handle);
@@ -310,11 +312,15 @@ absl::Status EngineImpl::Enqueue(ModelHandle handle, GenerationRequest request,
 }
 
 absl::Status EngineImpl::Score(ModelHandle handle, absl::Span<const int32_t> tokens,
-                               const LogitsFn& on_logits) {
+                               int first_position, const LogitsFn& on_logits) {
+  if (first_position < 0 || (first_position > 0 && first_position >= std::ssize(tokens))) {
+    return absl::InvalidArgumentError(absl::StrCat("scores from position ", first_position,
+                                                   " on are wanted of ", tokens.size(), " tokens"));
+  }
   auto sink = std::make_shared<ScoreSink>();
   GenerationRequest request;
   request.prompt.assign(tokens.begin(), tokens.end());
-  RETURN_IF_ERROR(Enqueue(handle, std::move(request), sink, on_logits));
+  RETURN_IF_ERROR(Enqueue(handle, std::move(request), sink, on_logits, first_position));
   return sink->Wait();
 }
 

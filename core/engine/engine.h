@@ -291,12 +291,20 @@ class Engine {
   virtual absl::Status Submit(ModelHandle model, GenerationRequest request,
                               std::shared_ptr<TokenSink> sink) = 0;
 
-  // Logits of every position of `tokens` [n], n <= max_context_tokens, through the serving
-  // kernels, in pieces: `on_logits(position, logits[vocab_size])` in order of position, each once,
-  // on the engine thread. Blocks. For evaluation. Errors as Submit, and UNAVAILABLE.
+  // Logits of the positions of `tokens` [n], n <= max_context_tokens, from `first_position` on (in
+  // [0, n); others cost no output head), through the serving kernels, in pieces:
+  // `on_logits(position, logits[vocab_size])` in order of position, each once, on the engine
+  // thread. Blocks; of several callers those of one model are computed together. For evaluation.
+  // Errors as Submit, and UNAVAILABLE.
   virtual absl::Status Score(
-      ModelHandle model, absl::Span<const int32_t> tokens,
+      ModelHandle model, absl::Span<const int32_t> tokens, int first_position,
       const std::function<void(int position, absl::Span<const float> logits)>& on_logits) = 0;
+  // Of every position.
+  absl::Status Score(
+      ModelHandle model, absl::Span<const int32_t> tokens,
+      const std::function<void(int position, absl::Span<const float> logits)>& on_logits) {
+    return Score(model, tokens, 0, on_logits);
+  }
 
   virtual EngineStats Stats() const = 0;
   // False when the engine thread has got nowhere (no block of a model computed) for `limit`

@@ -72,8 +72,9 @@ struct Sequence {
   const LogitsFn on_logits;
 
   int num_computed = 0;  // leading tokens whose keys and values are in `pages`
-  int num_scored = 0;    // leading tokens of the prompt whose logits went to those who want them
-  int num_cached = 0;    // leading tokens whose keys and values were there at the first admission
+  // Leading tokens of the prompt whose logits went to those who want them, or are not wanted.
+  int num_scored = 0;
+  int num_cached = 0;  // leading tokens whose keys and values were there at the first admission
   int64_t work_tokens = 0;        // tokens computed for it, those done again included
   int64_t recomputed_tokens = 0;  // of these, those done again
   int64_t queue_tokens = 0;       // what it counts for in the engine's admission

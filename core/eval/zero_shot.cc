@@ -6,8 +6,10 @@
 #include <absl/strings/str_split.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
+#include <thread>
 #include <utility>
 
 #include "core/base/json.h"
@@ -19,6 +21,9 @@ namespace quern {
 namespace {
 
 constexpr int kMaxOptions = 64;
+
+// Items have some dozens of tokens; so many together make a step that products are fast with.
+constexpr int kItemsTogether = 16;
 
 absl::StatusOr<std::vector<std::string>> Strings(const JsonObject& object, absl::string_view key) {
   ASSIGN_OR_RETURN(const Json* array, object.Array(key));
@@ -88,7 +93,8 @@ class Scorer {
          int max_tokens)
       : engine_(engine), model_(model), tokenizer_(std::move(tokenizer)), max_tokens_(max_tokens) {}
 
-  absl::StatusOr<OptionScore> Score(const ZeroShotItem::Option& option) {
+  // Thread-safe.
+  absl::StatusOr<OptionScore> Score(const ZeroShotItem::Option& option) const {
     const Tokenizer::EncodeOptions plain{.add_special_tokens = true, .parse_special_tokens = false};
     ASSIGN_OR_RETURN(const std::vector<int32_t> context, tokenizer_->Encode(option.context, plain));
     ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
@@ -112,13 +118,14 @@ class Scorer {
     // The last token predicts nothing that is asked for.
     const absl::Span<const int32_t> input = absl::MakeConstSpan(tokens).first(tokens.size() - 1);
     OptionScore score;
-    RETURN_IF_ERROR(engine_.Score(model_, input, [&](int position, absl::Span<const float> logits) {
-      if (position + 1 < static_cast<int>(begin)) return;
-      const int32_t next = tokens[position + 1];
-      score.log_likelihood += logits[next] - LogSumExp(logits);
-      score.greedy =
-          score.greedy && logits[next] == *std::max_element(logits.begin(), logits.end());
-    }));
+    const auto first = static_cast<int>(begin) - 1;
+    RETURN_IF_ERROR(
+        engine_.Score(model_, input, first, [&](int position, absl::Span<const float> logits) {
+          const int32_t next = tokens[position + 1];
+          score.log_likelihood += logits[next] - LogSumExp(logits);
+          score.greedy =
+              score.greedy && logits[next] == *std::max_element(logits.begin(), logits.end());
+        }));
     if (!std::isfinite(score.log_likelihood)) {
       return absl::InternalError(
           absl::StrCat("model ", model_, " gives logits that are not finite; it cannot be scored"));
@@ -138,7 +145,7 @@ struct Verdict {
   bool right_norm = false;
 };
 
-absl::StatusOr<Verdict> Judge(Scorer& scorer, const ZeroShotItem& item, bool greedy) {
+absl::StatusOr<Verdict> Judge(const Scorer& scorer, const ZeroShotItem& item, bool greedy) {
   int best = 0;
   int best_norm = 0;
   std::vector<double> scores;
@@ -156,6 +163,39 @@ absl::StatusOr<Verdict> Judge(Scorer& scorer, const ZeroShotItem& item, bool gre
   }
   if (greedy) return Verdict{.right = all_greedy, .right_norm = all_greedy};
   return Verdict{.right = best == item.gold, .right_norm = best_norm == item.gold};
+}
+
+// Of all items, in order. `on_judged(count)` on the calling thread, with all of them at the end.
+absl::StatusOr<std::vector<Verdict>> JudgeAll(
+    const Scorer& scorer, const ZeroShotTask& task,
+    const std::function<void(int64_t num_judged)>& on_judged) {
+  std::vector<absl::StatusOr<Verdict>> verdicts(task.items.size());
+  std::atomic<size_t> next = 0;
+  std::atomic<int64_t> num_judged = 0;
+  std::atomic<bool> failed = false;
+  const auto judge = [&](bool reports) {
+    // What is taken is judged, so that an error is found before what was left out for it.
+    while (!failed) {
+      const size_t i = next++;
+      if (i >= verdicts.size()) break;
+      verdicts[i] = Judge(scorer, task.items[i], task.greedy);
+      if (!verdicts[i].ok()) failed = true;
+      ++num_judged;
+      if (reports) on_judged(num_judged);
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 1; i < kItemsTogether; ++i) threads.emplace_back(judge, false);
+    judge(true);
+  }
+  std::vector<Verdict> judged;
+  for (const absl::StatusOr<Verdict>& verdict : verdicts) {
+    RETURN_IF_ERROR(verdict.status());
+    judged.push_back(*verdict);
+  }
+  on_judged(num_judged);
+  return judged;
 }
 
 struct Mean {
@@ -249,13 +289,12 @@ absl::StatusOr<std::vector<ZeroShotRow>> EvaluateZeroShot(
   int64_t done = 0;
   std::vector<ZeroShotRow> rows;
   for (const ZeroShotTask& task : tasks) {
-    std::vector<std::vector<Verdict>> verdicts(all.size());
-    for (const ZeroShotItem& item : task.items) {
-      for (size_t i = 0; i < all.size(); ++i) {
-        ASSIGN_OR_RETURN(const Verdict verdict, Judge(scorers[i], item, task.greedy));
-        verdicts[i].push_back(verdict);
-        if (on_progress) on_progress(++done, total);
-      }
+    std::vector<std::vector<Verdict>> verdicts;
+    for (const Scorer& scorer : scorers) {
+      ASSIGN_OR_RETURN(verdicts.emplace_back(), JudgeAll(scorer, task, [&](int64_t num_judged) {
+                         if (on_progress) on_progress(done + num_judged, total);
+                       }));
+      done += std::ssize(task.items);
     }
     for (size_t i = 0; i < all.size(); ++i) {
       rows.push_back(MakeRow(all[i].name, task, verdicts[i], verdicts[0]));

@@ -65,6 +65,7 @@ std::vector<std::string> NamesOf(const std::vector<std::string>& paths) {
 }
 
 struct Results {
+  bool compared = true;  // else one model alone was measured
   std::vector<EvaluationRow> text;
   std::vector<ZeroShotRow> tasks;
 };
@@ -75,9 +76,10 @@ void PrintAsJson(const Results& results) {
     list.push_back({{"model", row.model},
                     {"dataset", row.dataset},
                     {"perplexity", row.perplexity},
-                    {"klDivergence", row.kl_divergence},
-                    {"top1Agreement", row.top1_agreement},
                     {"tokenCount", row.token_count}});
+    if (!results.compared) continue;
+    list.back()["klDivergence"] = row.kl_divergence;
+    list.back()["top1Agreement"] = row.top1_agreement;
   }
   Json tasks = Json::array();
   for (const ZeroShotRow& row : results.tasks) {
@@ -85,9 +87,11 @@ void PrintAsJson(const Results& results) {
                      {"task", row.task},
                      {"itemCount", row.num_items},
                      {"accuracy", row.accuracy},
-                     {"accuracyError", row.accuracy_error},
-                     {"difference", row.difference},
-                     {"differenceError", row.difference_error}});
+                     {"accuracyError", row.accuracy_error}});
+    if (results.compared) {
+      tasks.back()["difference"] = row.difference;
+      tasks.back()["differenceError"] = row.difference_error;
+    }
     if (row.accuracy_norm.has_value()) {
       tasks.back()["accuracyNorm"] = *row.accuracy_norm;
       tasks.back()["accuracyNormError"] = *row.accuracy_norm_error;
@@ -96,31 +100,42 @@ void PrintAsJson(const Results& results) {
   std::cout << Json{{"rows", list}, {"tasks", tasks}}.dump() << std::endl;
 }
 
-void PrintTasks(const std::vector<ZeroShotRow>& rows) {
+void PrintTasks(const Results& results) {
   std::vector<std::vector<std::string>> cells = {
-      {"task", "model", "items", "acc, %", "acc_norm, %", "acc - source's"}};
-  for (const ZeroShotRow& row : rows) {
-    cells.push_back(
-        {row.task, row.model, FormatCount(row.num_items),
-         FormatShare(row.accuracy, row.accuracy_error),
-         row.accuracy_norm.has_value() ? FormatShare(*row.accuracy_norm, *row.accuracy_norm_error)
-                                       : "",
-         row.model == "source" ? "" : FormatShare(row.difference, row.difference_error)});
+      {"task", "model", "items", "acc, %", "acc_norm, %"}};
+  if (results.compared) cells.back().push_back("acc - source's");
+  for (const ZeroShotRow& row : results.tasks) {
+    cells.push_back({row.task, row.model, FormatCount(row.num_items),
+                     FormatShare(row.accuracy, row.accuracy_error),
+                     row.accuracy_norm.has_value()
+                         ? FormatShare(*row.accuracy_norm, *row.accuracy_norm_error)
+                         : ""});
+    if (!results.compared) continue;
+    cells.back().push_back(
+        row.model == "source" ? "" : FormatShare(row.difference, row.difference_error));
   }
-  std::cout << FormatTable(cells, {false, false, true, true, true, true});
+  std::vector<bool> right = {false, false, true, true, true};
+  if (results.compared) right.push_back(true);
+  std::cout << FormatTable(cells, right);
 }
 
-void PrintText(const std::vector<EvaluationRow>& rows) {
-  std::vector<std::vector<std::string>> cells = {
-      {"model", "perplexity", "KL to source", "same top-1", "tokens"}};
-  for (const EvaluationRow& row : rows) {
-    const bool source = row.model == "source";
-    cells.push_back({row.model, absl::StrFormat("%.4f", row.perplexity),
-                     source ? "" : absl::StrFormat("%.3g", row.kl_divergence),
-                     source ? "" : absl::StrFormat("%.1f %%", 100 * row.top1_agreement),
-                     FormatCount(row.token_count)});
+void PrintText(const Results& results) {
+  std::vector<std::vector<std::string>> cells = {{"model", "perplexity", "tokens"}};
+  if (results.compared) {
+    cells = {{"model", "perplexity", "KL to source", "same top-1", "tokens"}};
   }
-  std::cout << FormatTable(cells, {false, true, true, true, true});
+  for (const EvaluationRow& row : results.text) {
+    const bool source = row.model == "source";
+    cells.push_back({row.model, absl::StrFormat("%.4f", row.perplexity)});
+    if (results.compared) {
+      cells.back().push_back(source ? "" : absl::StrFormat("%.3g", row.kl_divergence));
+      cells.back().push_back(source ? "" : absl::StrFormat("%.1f %%", 100 * row.top1_agreement));
+    }
+    cells.back().push_back(FormatCount(row.token_count));
+  }
+  std::vector<bool> right(cells[0].size(), true);
+  right[0] = false;
+  std::cout << FormatTable(cells, right);
 }
 
 absl::StatusOr<std::vector<ZeroShotTask>> ReadTasks(const EvalOptions& options) {
@@ -144,14 +159,13 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
   }
   std::string source_path = options.source;
   if (source_path.empty()) {
-    // What the KV cache costs by itself: nothing else is to differ.
-    if (options.kv_cache_type == KvCacheType::kFloat16 || options.models.size() != 1) {
-      return absl::InvalidArgumentError(
-          "--source is wanted, unless one model is compared with itself by --kv-cache int8 or "
-          "int4");
+    if (options.models.size() != 1) {
+      return absl::InvalidArgumentError("--source is wanted, to compare more than one model with");
     }
+    // Alone, or for what the KV cache costs by itself: nothing else is to differ.
     source_path = options.models.front();
   }
+  const bool compared = !options.source.empty() || options.kv_cache_type != KvCacheType::kFloat16;
   const Precision source_precision =
       options.source.empty() ? options.precision : options.source_precision;
   std::string text;
@@ -169,6 +183,7 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
   const std::vector<std::string> names = NamesOf(options.models);
   std::vector<NamedModel> models;
   for (const std::string& path : options.models) {
+    if (!compared) break;
     ASSIGN_OR_RETURN(
         const LocalModel model,
         LoadLocalModel(*engine, path,
@@ -182,7 +197,7 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
   const auto clear = [show] {
     if (show) std::cout << "\r\x1b[2K" << std::flush;
   };
-  Results results;
+  Results results{.compared = compared};
   if (!options.text.empty()) {
     ASSIGN_OR_RETURN(EvaluationText chunks, ChunkText(*source.tokenizer, NameOf(options.text), text,
                                                       options.chunk_tokens, options.max_chunks));
@@ -191,7 +206,8 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
     clear();
     RETURN_IF_ERROR(rows.status());
     results.text = *std::move(rows);
-    if (!context.json()) PrintText(results.text);
+    if (!compared) results.text.front().model = names.front();
+    if (!context.json()) PrintText(results);
   }
   if (!tasks.empty()) {
     absl::StatusOr<std::vector<ZeroShotRow>> rows =
@@ -199,9 +215,12 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
     clear();
     RETURN_IF_ERROR(rows.status());
     results.tasks = *std::move(rows);
+    for (ZeroShotRow& row : results.tasks) {
+      if (!compared) row.model = names.front();
+    }
     if (!context.json()) {
       if (!results.text.empty()) std::cout << "\n";
-      PrintTasks(results.tasks);
+      PrintTasks(results);
     }
   }
   if (context.json()) PrintAsJson(results);
@@ -217,8 +236,8 @@ void AddEval(CLI::App& app, Command& command) {
   sub->add_option("models", options->models, "artifact directories or checkpoints")->required();
   sub->add_option(
       "--source", options->source,
-      "the checkpoint they came from, its KV cache of half floats; with --kv-cache int8 "
-      "or int4 and one model: that one when left out");
+      "the checkpoint they came from, its KV cache of half floats; when left out, one model is "
+      "measured alone, or with --kv-cache int8 or int4 compared with itself");
   sub->add_option("--text", options->text, "plain text, UTF-8: perplexity, KL divergence");
   sub->add_option(
       "--tasks", options->tasks,

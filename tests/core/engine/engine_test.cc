@@ -62,6 +62,28 @@ TEST_F(EngineTest, GreedyTakesTheArgMaxOfScore) {
   EXPECT_EQ(scored, 21);
 }
 
+TEST_F(EngineTest, ScoreFromAPositionGivesTheSameLogits) {
+  const std::vector<int32_t> tokens = Prompt(40, 1);
+  std::vector<std::vector<float>> all;
+  ASSERT_OK(engine_->Score(model_, tokens, [&](int, absl::Span<const float> logits) {
+    all.emplace_back(logits.begin(), logits.end());
+  }));
+  for (int first : {1, 17, 39}) {
+    int next = first;
+    ASSERT_OK(
+        engine_->Score(model_, tokens, first, [&](int position, absl::Span<const float> logits) {
+          ASSERT_EQ(position, next++);
+          EXPECT_EQ(std::vector<float>(logits.begin(), logits.end()), all[position]);
+        }));
+    EXPECT_EQ(next, 40);
+  }
+  for (int first : {-1, 40}) {
+    EXPECT_THAT(engine_->Score(model_, tokens, first, [](int, absl::Span<const float>) {}),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         testing::HasSubstr(absl::StrCat("from position ", first))));
+  }
+}
+
 TEST_F(EngineTest, ASeedGivesTheSameTextAndAnotherSeedAnother) {
   const auto first = Run(Sampled(Prompt(5, 1), 30, 7));
   EXPECT_EQ(first->result()->seed, 7u);

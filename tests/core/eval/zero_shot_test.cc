@@ -123,7 +123,8 @@ TEST_F(ZeroShotTest, SharesAndErrorsAreThoseOfTheirDefinitions) {
   int64_t last = 0;
   ASSERT_OK_AND_ASSIGN(const auto rows, EvaluateZeroShot(*engine_, source_, {{"two", two_}}, {task},
                                                          [&](int64_t done, int64_t total) {
-                                                           EXPECT_EQ(done, last + 1);
+                                                           EXPECT_GE(done, last);
+                                                           EXPECT_LE(done, total);
                                                            EXPECT_EQ(total, 2 * kItems);
                                                            last = done;
                                                          }));

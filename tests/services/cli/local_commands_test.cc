@@ -109,13 +109,41 @@ TEST_F(LocalCommandsTest, EvalAnswersZeroShotTasks) {
               HasSubstr("piqa, line 1"));
 }
 
+TEST_F(LocalCommandsTest, EvalMeasuresAModelAlone) {
+  const std::string tiny = directory_.Path("tiny");
+  ASSERT_OK(WriteTinyCheckpoint(tiny));
+  OverwriteFile(directory_.Path("text.txt"), std::string(4000, 'a') + " some other words");
+  const std::string piqa = directory_.Path("piqa.jsonl");
+  OverwriteFile(piqa, R"({"query":"Question: a?","choices":["b","c"],"gold":0})"
+                      "\n");
+  std::vector<std::string> run = {"eval",
+                                  tiny,
+                                  "--text=" + directory_.Path("text.txt"),
+                                  "--chunk-tokens=200",
+                                  "--max-chunks=1",
+                                  "--tasks=" + piqa};
+  const Json alone = RunJson(run);
+  EXPECT_THAT(RunConnected(run).output, testing::Not(HasSubstr("source")));
+  run.push_back("--source=" + tiny);
+  const Json compared = RunJson(run);
+  ASSERT_EQ(alone.at("rows").size(), 1U);
+  EXPECT_EQ(alone.at("rows").at(0).at("model"), "tiny");
+  EXPECT_EQ(alone.at("rows").at(0).at("perplexity"), compared.at("rows").at(0).at("perplexity"));
+  EXPECT_FALSE(alone.at("rows").at(0).contains("klDivergence"));
+  ASSERT_EQ(alone.at("tasks").size(), 1U);
+  EXPECT_EQ(alone.at("tasks").at(0).at("model"), "tiny");
+  EXPECT_EQ(alone.at("tasks").at(0).at("accuracy"), compared.at("tasks").at(0).at("accuracy"));
+  EXPECT_FALSE(alone.at("tasks").at(0).contains("difference"));
+  EXPECT_THAT(RunConnected({"eval", tiny, tiny, "--tasks=" + piqa}).error,
+              HasSubstr("--source is wanted"));
+}
+
 TEST_F(LocalCommandsTest, EvalMeasuresWhatTheKvCacheCosts) {
   ASSERT_OK(WriteTinyCheckpoint(directory_.Path("tiny")));
   OverwriteFile(directory_.Path("text.txt"), std::string(4000, 'a') + " some other words");
   std::vector<std::string> run = {"eval", directory_.Path("tiny"),
                                   "--text=" + directory_.Path("text.txt"), "--chunk-tokens=200",
                                   "--max-chunks=1"};
-  EXPECT_THAT(Run(run).error, HasSubstr("--source is wanted"));
   run.push_back("--kv-cache=int4");
   const Json eval = RunJson(run);
   ASSERT_EQ(eval.at("rows").size(), 2U);

@@ -228,7 +228,7 @@ class Measurer {
       any |= is;
       return is;
     };
-    for (const int num_tokens : {1, 8, 512}) {
+    for (const int num_tokens : options_.tokens) {
       for (const int bits : {2, 3, 4, 8}) {
         for (const int group_size : {64, 128}) {
           for (const auto& [precision, suffix] :

@@ -19,9 +19,11 @@ template <int kBits>
 constexpr bool kSpillsPartials = kChunksPerJoin<kBits> > 1;
 
 // code * activation summed over up to kChunksPerJoin chunks, for one vector of rows and one token.
-// kAlone: the only token, so that there are registers to spare.
-template <int kBits, bool kAlone>
+// kFewSums: there are registers for more of them. Up: codes of a step are to come times 2^Up.
+template <int kBits, bool kFewSums>
 struct DotSum {
+  static constexpr int Up(int /*step*/) { return 0; }
+
   QUERN_INLINE void Clear() {
     for (RowPairs& sum : plane) sum = ZeroInt16();
   }

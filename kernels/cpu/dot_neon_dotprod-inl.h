@@ -14,8 +14,10 @@ template <int /*kBits*/>
 constexpr bool kSpillsPartials = false;
 
 // As in dot_int16-inl.h; the first sum is the total itself.
-template <int kBits, bool kAlone>
+template <int kBits, bool kFewSums>
 struct DotSum {
+  static constexpr int Up(int /*step*/) { return 0; }
+
   QUERN_INLINE void Clear() {
     if constexpr (kPlanes<kBits> == 2) upper = SetRowInts(0);
   }

@@ -44,13 +44,14 @@ constexpr int kPanelChunkBytes = kPlanes<kBits>*(kStepsPerChunk* kPanelStepBytes
 
 // --- Codes -------------------------------------------------------------------------------------
 
-// Codes of step kStep for vector `v` of a chunk.
-template <int kBits, int kStep, int kPlane>
+// Codes of step kStep for vector `v` of a chunk, times 2^kUp: those of kUp bits above the lowest of
+// their byte need no shift.
+template <int kBits, int kStep, int kPlane, int kUp = 0>
 QUERN_INLINE RowBytes Unpack(const uint8_t* chunk, int v) {
   const uint8_t* lines = chunk + LaneOffset(v * kRowsPerVector, kBits);
   if constexpr (kBits == 3) {
     if constexpr (kStep < 6) {
-      return Field<kStep % 2 * 3, 7>(LoadRowBytes(lines + 64 * (kStep / 2)));
+      return Field<kStep % 2 * 3 - kUp, 7 << kUp>(LoadRowBytes(lines + 64 * (kStep / 2)));
     }
     if constexpr (kStep == 6) {
       return Or(Field<6, 3>(LoadRowBytes(lines)), Field<4, 4>(LoadRowBytes(lines + 64)));
@@ -62,19 +63,19 @@ QUERN_INLINE RowBytes Unpack(const uint8_t* chunk, int v) {
     return Field<kPlane * 4, 15>(LoadRowBytes(lines + 64 * kStep));
   } else {
     constexpr int kFields = 8 / kBits;
-    return Field<kStep % kFields * kBits, (1 << kBits) - 1>(
+    return Field<kStep % kFields * kBits - kUp, ((1 << kBits) - 1) << kUp>(
         LoadRowBytes(lines + 64 * (kStep / kFields)));
   }
 }
 
 // The same from a chunk of tiles or of a panel.
-template <int kBits, bool kPanel, int kStep, int kPlane>
+template <int kBits, bool kPanel, int kStep, int kPlane, int kUp>
 QUERN_INLINE RowBytes LoadCodes(const uint8_t* chunk, int v) {
   if constexpr (kPanel) {
     return LoadRowBytes(chunk + (kStep * kPlanes<kBits> + kPlane) * kPanelStepBytes +
                         4 * kRowsPerVector * v);
   } else {
-    return Unpack<kBits, kStep, kPlane>(chunk, v);
+    return Unpack<kBits, kStep, kPlane, kUp>(chunk, v);
   }
 }
 
@@ -140,9 +141,10 @@ struct Loop {
   static constexpr int kSums = kTokens * kActivationPlanes;
 
   using Totals = RowInts[kSums][kVectors];
-  // With eight vectors of rows there are sums enough.
-  static constexpr bool kAlone = kSums == 1 && kVectors < 8;
-  using Partials = DotSum<kBits, kAlone>[kSums][kVectors];
+  // There are registers for more.
+  static constexpr bool kFewSums = !kPanel && kSums * kVectors <= 4;
+  using Partial = DotSum<kBits, kFewSums>;
+  using Partials = Partial[kSums][kVectors];
 
   static constexpr int Token(int sum) { return sum / kActivationPlanes; }
   static constexpr int Plane(int sum) { return sum % kActivationPlanes; }
@@ -164,7 +166,8 @@ QUERN_INLINE void MultiplyStep(const uint8_t* chunk, int first_vector, const int
                                typename L::Totals& total) {
   RowBytes codes[L::kVectors];
   for (int v = 0; v < L::kVectors; ++v) {
-    codes[v] = LoadCodes<L::kBits, L::kPanel, kStep, kPlane>(chunk, first_vector + v);
+    codes[v] = LoadCodes<L::kBits, L::kPanel, kStep, kPlane, L::Partial::Up(kStep)>(
+        chunk, first_vector + v);
   }
   for (int s = 0; s < L::kSums; ++s) {
     const RowBytes four = BroadcastToRows(a + strides.To<L>(s) + 4 * kStep);

@@ -36,6 +36,10 @@ QUERN_INLINE RowFloats Fma(RowFloats a, RowFloats b, RowFloats c) {
 }
 QUERN_INLINE RowFloats ToFloat(RowInts v) { return _mm512_cvtepi32_ps(v); }
 QUERN_INLINE RowInts AddInt(RowInts a, RowInts b) { return _mm512_add_epi32(a, b); }
+template <int kBits>
+QUERN_INLINE RowInts ShiftRightInt(RowInts v) {
+  return _mm512_srai_epi32(v, kBits);
+}
 QUERN_INLINE RowInts MulInt(RowInts a, RowInts b) { return _mm512_mullo_epi32(a, b); }
 QUERN_INLINE RowBytes Or(RowBytes a, RowBytes b) { return _mm512_or_si512(a, b); }
 

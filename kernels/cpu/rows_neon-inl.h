@@ -37,6 +37,13 @@ QUERN_INLINE RowFloats Mul(RowFloats a, RowFloats b) { return vmulq_f32(a, b); }
 QUERN_INLINE RowFloats Fma(RowFloats a, RowFloats b, RowFloats c) { return vfmaq_f32(c, a, b); }
 QUERN_INLINE RowFloats ToFloat(RowInts v) { return vcvtq_f32_s32(v); }
 QUERN_INLINE RowInts AddInt(RowInts a, RowInts b) { return vaddq_s32(a, b); }
+template <int kBits>
+QUERN_INLINE RowInts ShiftRightInt(RowInts v) {
+  if constexpr (kBits == 0)
+    return v;
+  else
+    return vshrq_n_s32(v, kBits);
+}
 QUERN_INLINE RowInts MulInt(RowInts a, RowInts b) { return vmulq_s32(a, b); }
 QUERN_INLINE RowBytes Or(RowBytes a, RowBytes b) { return vorrq_u8(a, b); }
 template <int kShift, int kMask>

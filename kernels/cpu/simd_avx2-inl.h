@@ -84,6 +84,10 @@ QUERN_INLINE void StoreInt8(I32x8 v, int8_t* p) {
 QUERN_INLINE I32x8 ZeroInt() { return _mm256_setzero_si256(); }
 QUERN_INLINE I32x8 SetInt(int32_t v) { return _mm256_set1_epi32(v); }
 QUERN_INLINE I32x8 AddInt(I32x8 a, I32x8 b) { return _mm256_add_epi32(a, b); }
+template <int kBits>
+QUERN_INLINE I32x8 ShiftRightInt(I32x8 v) {
+  return _mm256_srai_epi32(v, kBits);
+}
 QUERN_INLINE I32x8 MulInt(I32x8 a, I32x8 b) { return _mm256_mullo_epi32(a, b); }
 QUERN_INLINE I32x8 ShiftRight8(I32x8 v) { return _mm256_srai_epi32(v, 8); }
 QUERN_INLINE int32_t SumLanesInt(I32x8 v) {

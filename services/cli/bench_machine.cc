@@ -143,6 +143,10 @@ void AddBenchKernels(CLI::App& bench, Command& command) {
       bench.add_subcommand("kernels", "Rates of the kernels and their share of the limit");
   AddMachineOptions(*sub, options->machine);
   sub->add_option("--filter", options->rates.filter, "only kernels whose name contains it");
+  sub->add_option("--tokens", options->rates.tokens, "that share a call of products")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
   sub->add_option("--rows", options->rates.rows, "outputs of the matrices, in multiples of 32")
       ->check(CLI::Range(32, 1048576))
       ->capture_default_str();

@@ -314,6 +314,7 @@ absl::Status ScaleTrainer::RunSteps() {
   const double final_share = *context_.settings.absolute_rate ? 0 : kFinalRateShare;
   // Saving takes a twentieth of the time at most.
   absl::Time next_save = absl::Now() + context_.save_interval;
+  if (context_.on_step) context_.on_step(num_steps_done_, num_steps_, std::nullopt);
   while (num_steps_done_ < num_steps_) {
     if (context_.cancelled && context_.cancelled()) {
       return absl::CancelledError(absl::StrCat("stopped in step ", num_steps_done_, " of E2E-QP"));

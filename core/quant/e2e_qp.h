@@ -12,6 +12,7 @@
 #include <absl/time/time.h>
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "core/plan/plan.h"
@@ -35,8 +36,9 @@ struct E2eQpContext {
   // is computed again, to the same bits.
   int64_t max_graph_bytes = kMaxE2eGraphBytes;
   std::function<bool()> cancelled;  // may be empty
-  // After each step, with its mean loss in nats per token; may be empty.
-  std::function<void(int64_t step, int64_t num_steps, double loss)> on_step;
+  // Before the first step, without a loss, and after each, with its mean loss in nats per token;
+  // may be empty.
+  std::function<void(int64_t num_done, int64_t num_steps, std::optional<double> loss)> on_step;
 };
 
 // What the model is besides its blocks; `head` is [vocab_size, hidden_size], in the type of its

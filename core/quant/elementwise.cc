@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/quant/elements-inl.h"
 #include "core/quant/elementwise_loops.h"
 
 namespace quern {
@@ -18,19 +19,6 @@ int64_t RowsOfPart(int64_t cols) { return std::max<int64_t>(1, kPartElements / c
 
 // Below it a token's target is nothing, and no error relative to it makes sense.
 constexpr double kLeastSize = 1e-12;
-
-// Calls body(pointer...) with the elements of contiguous tensors of one type, float or bfloat16.
-template <typename Body, typename... Tensors>
-void WithElements(const Body& body, const at::Tensor& first, const Tensors&... rest) {
-  if (first.scalar_type() == at::kBFloat16) {
-    const auto bits = [](const at::Tensor& tensor) {
-      return reinterpret_cast<Bfloat16Bits*>(tensor.data_ptr<at::BFloat16>());
-    };
-    body(bits(first), bits(rest)...);
-  } else {
-    body(first.data_ptr<float>(), rest.template data_ptr<float>()...);
-  }
-}
 
 class GatedSiluFunction : public Function<GatedSiluFunction> {
  public:

@@ -3,32 +3,20 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/quant/vectors-inl.h"
+
 // One body per loop, compiled for AVX-512, AVX2 and the baseline and chosen at load time.
 #define QUERN_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 // Everything below a clone is inlined into it: a function left outside is baseline code.
 #define QUERN_LAMBDA_INLINE __attribute__((always_inline))
-#define QUERN_INLINE inline QUERN_LAMBDA_INLINE
 
 namespace quern {
 namespace {
 
 // 1 / (1 + e^-x), within 4e-7 of it relatively. NaN stays.
 QUERN_INLINE float Sigmoid(float x) {
-  // As in vectors-inl.h's Exp, here of -|x|: what is below is 0 beside 1.
-  constexpr float kLeast = -87.3f;
-  constexpr float kRounder = 12582912.0f;
-  float y = x > 0 ? -x : x;
-  y = y < kLeast ? kLeast : y;
-  const float whole = (y * 1.44269504088896341f + kRounder) - kRounder;
-  const float rest = (y - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float sum = 1.9875691500e-4f;
-  sum = sum * rest + 1.3981999507e-3f;
-  sum = sum * rest + 8.3334519073e-3f;
-  sum = sum * rest + 4.1665795894e-2f;
-  sum = sum * rest + 1.6666665459e-1f;
-  sum = sum * rest + 5.0000001201e-1f;
-  sum = sum * rest * rest + rest + 1.0f;
-  const float power = sum * __builtin_bit_cast(float, (static_cast<int32_t>(whole) + 127) << 23);
+  float power = x > 0 ? -x : x;  // what is below the least normal number is nothing beside 1
+  ExpOf<float, int32_t>(power);
   return (x > 0 ? 1.0f : power) / (1.0f + power);
 }
 

@@ -9,6 +9,7 @@
 #include "core/artifact/pack.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
+#include "core/quant/elements-inl.h"
 
 namespace quern {
 namespace {
@@ -138,16 +139,6 @@ class StraightThrough : public Function<StraightThrough> {
   }
 };
 
-// Calls body with a pointer to the elements of a tensor of floats or bfloat16.
-template <typename Body>
-void WithElements(const at::Tensor& tensor, const Body& body) {
-  if (tensor.scalar_type() == at::kBFloat16) {
-    body(reinterpret_cast<Bfloat16Bits*>(tensor.data_ptr<at::BFloat16>()));
-  } else {
-    body(tensor.data_ptr<float>());
-  }
-}
-
 at::Tensor DequantizeCodes(const at::Tensor& scale, const CodedMatrix& matrix) {
   RECORD_USER_SCOPE("quern::dequantize");
   const GroupShape& shape = matrix.shape;
@@ -159,11 +150,13 @@ at::Tensor DequantizeCodes(const at::Tensor& scale, const CodedMatrix& matrix) {
   const GroupGrid<float> grid{scale.const_data_ptr<float>(),
                               matrix.zero_point.const_data_ptr<float>()};
   const uint8_t* codes = matrix.codes.const_data_ptr<uint8_t>();
-  WithElements(weight, [&](auto* out) {
-    ParallelRows(shape, [&](int64_t begin, int64_t end) {
-      DequantizeRows(shape, codes, grid, begin, end, out);
-    });
-  });
+  WithElements(
+      [&](auto* out) {
+        ParallelRows(shape, [&](int64_t begin, int64_t end) {
+          DequantizeRows(shape, codes, grid, begin, end, out);
+        });
+      },
+      weight);
   return weight;
 }
 
@@ -177,11 +170,13 @@ at::Tensor ReduceScaleGradient(const at::Tensor& grad_weight, const CodedMatrix&
   const uint8_t* codes = matrix.codes.const_data_ptr<uint8_t>();
   const float* zero_points = matrix.zero_point.const_data_ptr<float>();
   float* out = grad_scale.data_ptr<float>();
-  WithElements(grad_weight, [&](const auto* grad) {
-    ParallelRows(shape, [&](int64_t begin, int64_t end) {
-      ReduceScaleGradientRows(shape, codes, zero_points, grad, begin, end, out);
-    });
-  });
+  WithElements(
+      [&](const auto* grad) {
+        ParallelRows(shape, [&](int64_t begin, int64_t end) {
+          ReduceScaleGradientRows(shape, codes, zero_points, grad, begin, end, out);
+        });
+      },
+      grad_weight);
   return grad_scale;
 }
 

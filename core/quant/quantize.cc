@@ -316,6 +316,7 @@ absl::Status TrainingRun::QuantizeBlocksUntrained(TrainingDirectory& directory,
                                 RunBlock(ops, layer, multiplied, inputs));
       RETURN_IF_ERROR(directory.SaveBlock(layer, block));
       blocks.push_back(std::move(block));
+      GiveBackFreedMemory();
     }
     if (layer + 1 < config.num_hidden_layers) {
       states.Advance(config, rotary, layer, ServedBlock(layer, blocks[layer]));
@@ -331,15 +332,16 @@ absl::Status TrainingRun::TrainEndToEnd(TrainingDirectory& directory,
                                         std::vector<TrainedBlock>& blocks) {
   const int num_tokens = *task_.e2e_qp.sequence_length_tokens;
   const RotaryTables rotary = MakeRotaryTables(checkpoint_.config(), num_tokens, device_);
-  const E2eQpContext context{.config = checkpoint_.config(),
-                             .rotary = rotary,
-                             .settings = task_.e2e_qp,
-                             .compute_dtype = compute_dtype_,
-                             .directory = directory,
-                             .cancelled = options_.cancelled,
-                             .on_step = [this](int64_t step, int64_t num_steps, double loss) {
-                               Report(Stage::kE2eQp, step, num_steps, loss);
-                             }};
+  const E2eQpContext context{
+      .config = checkpoint_.config(),
+      .rotary = rotary,
+      .settings = task_.e2e_qp,
+      .compute_dtype = compute_dtype_,
+      .directory = directory,
+      .cancelled = options_.cancelled,
+      .on_step = [this](int64_t num_done, int64_t num_steps, std::optional<double> loss) {
+        Report(Stage::kE2eQp, num_done, num_steps, loss);
+      }};
   OuterTensors teacher = source;
   teacher.head = teacher.head.to(compute_dtype_);
   OuterTensors student = served;

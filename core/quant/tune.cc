@@ -150,16 +150,16 @@ absl::StatusOr<PackedModel> TuneOrThrow(const PackedModel& base, absl::string_vi
   size_t longest = 0;
   for (const TuningExample& example : examples) longest = std::max(longest, example.ids.size());
   const RotaryTables rotary = MakeRotaryTables(base.config, static_cast<int>(longest), device);
-  const E2eQpContext context{.config = base.config,
-                             .rotary = rotary,
-                             .settings = settings,
-                             .compute_dtype = ToScalarType(compute_dtype),
-                             .directory = directory,
-                             .cancelled = options.cancelled,
-                             .on_step = [&](int64_t step, int64_t num_steps, double loss) {
-                               if (options.on_progress)
-                                 options.on_progress({Stage::kE2eQp, step, num_steps, loss});
-                             }};
+  const E2eQpContext context{
+      .config = base.config,
+      .rotary = rotary,
+      .settings = settings,
+      .compute_dtype = ToScalarType(compute_dtype),
+      .directory = directory,
+      .cancelled = options.cancelled,
+      .on_step = [&](int64_t num_done, int64_t num_steps, std::optional<double> loss) {
+        if (options.on_progress) options.on_progress({Stage::kE2eQp, num_done, num_steps, loss});
+      }};
   std::vector<TrainedBlock> blocks = BlocksOf(base);
   RETURN_IF_ERROR(TrainScales(context, ExampleData(examples, device), outer, blocks));
   PackedModel tuned = base;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define QUERN_INLINE inline __attribute__((always_inline))
 
@@ -37,28 +38,40 @@ QUERN_INLINE void Store(const typename I::Vec& from, float* to) {
 }
 
 // e^x of x <= 0, within 2e-7 of it; what is below the least normal number becomes that. NaN stays.
-template <typename I>
-QUERN_INLINE void Exp(typename I::Vec& x) {
+// Of a float or a vector of floats, whose whole numbers are Int.
+template <typename Vec, typename Int>
+QUERN_INLINE void ExpOf(Vec& x) {
   constexpr float kLeast = -87.3f;
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
-  const typename I::Vec least = typename I::Vec{} + kLeast;
+  const Vec least = Vec{} + kLeast;
   x = x < least ? least : x;
-  const typename I::Vec power = x * 1.44269504088896341f;
-  const typename I::Vec whole = (power + kRounder) - kRounder;
+  const Vec power = x * 1.44269504088896341f;
+  const Vec whole = (power + kRounder) - kRounder;
   // ln 2 in two parts, so that what is left is exact.
-  const typename I::Vec rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  const Vec rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
   // The Taylor series of e^rest, |rest| < 0.35, with the coefficients of Cephes' expf.
-  typename I::Vec sum = typename I::Vec{} + 1.9875691500e-4f;
+  Vec sum = Vec{} + 1.9875691500e-4f;
   sum = sum * rest + 1.3981999507e-3f;
   sum = sum * rest + 8.3334519073e-3f;
   sum = sum * rest + 4.1665795894e-2f;
   sum = sum * rest + 1.6666665459e-1f;
   sum = sum * rest + 5.0000001201e-1f;
   sum = sum * rest * rest + rest + 1.0f;
-  const typename I::Int exponent = (__builtin_convertvector(whole, typename I::Int) + 127) << 23;
-  typename I::Vec factor;
+  Int number;
+  if constexpr (std::is_same_v<Vec, float>) {
+    number = static_cast<Int>(whole);
+  } else {
+    number = __builtin_convertvector(whole, Int);
+  }
+  const Int exponent = (number + 127) << 23;
+  Vec factor;
   std::memcpy(&factor, &exponent, sizeof(factor));
   x = sum * factor;
+}
+
+template <typename I>
+QUERN_INLINE void Exp(typename I::Vec& x) {
+  ExpOf<typename I::Vec, typename I::Int>(x);
 }
 
 using Baseline = Isa<4, 4, 2>;

@@ -78,7 +78,7 @@ TEST_F(TuneProcessTest, KilledItGoesOnToTheSameBytes) {
   const std::unique_ptr<Subprocess> process = Start(task, "work");
   ASSERT_NE(process, nullptr);
   for (Json event = NextEvent(*process); !event.is_null(); event = NextEvent(*process)) {
-    if (event.value("stage", "") == "E2E_QP") break;
+    if (event.value("stage", "") == "E2E_QP" && event.value("completed", 0) > 0) break;
   }
   ASSERT_OK(process->Signal(SIGKILL));
   ASSERT_OK(process->Wait(absl::Now() + kPatience));

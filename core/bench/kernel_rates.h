@@ -36,7 +36,7 @@ struct KernelRateOptions {
   int cols = 2048;
   int64_t memory_bytes = 0;  // of copies that one token reads; 0: UncachedBytes()
   int repetitions = 5;
-  std::string filter;  // kernels whose name contains it
+  std::string filter;                     // kernels whose name contains it
   std::vector<int> tokens = {1, 8, 512};  // that share a call of products; each at least 1
 };
 

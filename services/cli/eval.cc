@@ -6,6 +6,7 @@
 #include <absl/strings/strip.h>
 
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <set>
@@ -15,6 +16,7 @@
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "core/eval/evaluate.h"
 #include "core/eval/zero_shot.h"
@@ -149,6 +151,18 @@ absl::StatusOr<std::vector<ZeroShotTask>> ReadTasks(const EvalOptions& options) 
   return tasks;
 }
 
+// A line that is written over and over, or one in the log for each tenth: each copy counts anew.
+std::function<void(int64_t, int64_t)> MakeProgress(bool show) {
+  return [show, tenths = int64_t{0}](int64_t done, int64_t total) mutable {
+    if (show) {
+      std::cout << "\r\x1b[2Kscored " << done << " of " << total << std::flush;
+    } else if (const int64_t now = 10 * done / total; now > tenths) {
+      tenths = now;
+      LOG(INFO) << "eval scored=" << done << " total=" << total;
+    }
+  };
+}
+
 absl::Status RunEval(const EvalOptions& options, const Context& context) {
   if (options.text.empty() && options.tasks.empty()) {
     return absl::InvalidArgumentError("--text or --tasks is wanted");
@@ -191,9 +205,7 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
     models.push_back({names[models.size()], model.handle});
   }
   const bool show = context.terminal() && !context.json();
-  const auto on_progress = [show](int64_t done, int64_t total) {
-    if (show) std::cout << "\r\x1b[2Kscored " << done << " of " << total << std::flush;
-  };
+  const std::function<void(int64_t, int64_t)> on_progress = MakeProgress(show);
   const auto clear = [show] {
     if (show) std::cout << "\r\x1b[2K" << std::flush;
   };

@@ -57,12 +57,12 @@ constexpr uint64_t FieldMatrix(int shift, int mask) {
 
 template <int kShift, int kMask>
 QUERN_INLINE RowBytes Field(RowBytes v) {
-  if constexpr (kShift == 0) return _mm512_and_si512(v, _mm512_set1_epi8(kMask));
+  if constexpr (kShift == 0) return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(kMask)));
 #ifdef __GFNI__
   constexpr auto kMatrix = static_cast<int64_t>(FieldMatrix(kShift, kMask));
   return _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(kMatrix), 0);
 #else
-  return _mm512_and_si512(_mm512_srli_epi16(v, kShift), _mm512_set1_epi8(kMask));
+  return _mm512_and_si512(_mm512_srli_epi16(v, kShift), _mm512_set1_epi8(static_cast<char>(kMask)));
 #endif
 }
 

@@ -117,7 +117,7 @@ QUERN_INLINE U8x32 Or(U8x32 a, U8x32 b) { return _mm256_or_si256(a, b); }
 template <int kShift, int kMask>
 QUERN_INLINE U8x32 Field(U8x32 v) {
   if constexpr (kShift != 0) v = _mm256_srli_epi16(v, kShift);
-  return _mm256_and_si256(v, _mm256_set1_epi8(kMask));
+  return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>(kMask)));
 }
 QUERN_INLINE I16x16 ZeroInt16() { return _mm256_setzero_si256(); }
 QUERN_INLINE I16x16 AddInt16(I16x16 a, I16x16 b) { return _mm256_add_epi16(a, b); }

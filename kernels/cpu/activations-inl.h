@@ -62,7 +62,7 @@ QUERN_INLINE void QuantizeGroup(const float* x, int n, int chunks, const GroupRe
     I32x8 q[2];
     q[0] = RoundToInt(Min(Max(v, Set(-kLargest)), Set(kLargest)));
     if constexpr (kActivationPlanes == 2) {
-      const I32x8 high = ShiftRight8(AddInt(q[0], SetInt(128)));
+      const I32x8 high = ShiftRightInt<8>(AddInt(q[0], SetInt(128)));
       q[1] = AddInt(q[0], MulInt(high, SetInt(-256)));
       q[0] = high;
     }

@@ -89,7 +89,6 @@ QUERN_INLINE I32x8 ShiftRightInt(I32x8 v) {
   return _mm256_srai_epi32(v, kBits);
 }
 QUERN_INLINE I32x8 MulInt(I32x8 a, I32x8 b) { return _mm256_mullo_epi32(a, b); }
-QUERN_INLINE I32x8 ShiftRight8(I32x8 v) { return _mm256_srai_epi32(v, 8); }
 QUERN_INLINE int32_t SumLanesInt(I32x8 v) {
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));

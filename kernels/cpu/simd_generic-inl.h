@@ -113,7 +113,10 @@ QUERN_INLINE I32x8 SetInt(int32_t v) { return I32x8{v, v, v, v, v, v, v, v}; }
 QUERN_INLINE I32x8 AddInt(I32x8 a, I32x8 b) { return a + b; }
 QUERN_INLINE I32x8 MulInt(I32x8 a, I32x8 b) { return a * b; }
 // Floor of v / 256.
-QUERN_INLINE I32x8 ShiftRight8(I32x8 v) { return v >> 8; }
+template <int kBits>
+QUERN_INLINE I32x8 ShiftRightInt(I32x8 v) {
+  return v >> kBits;
+}
 QUERN_INLINE int32_t SumLanesInt(I32x8 v) {
   int32_t sum = 0;
   for (int i = 0; i < 8; ++i) sum += v[i];

@@ -112,7 +112,10 @@ QUERN_INLINE I32x8 AddInt(I32x8 a, I32x8 b) {
 QUERN_INLINE I32x8 MulInt(I32x8 a, I32x8 b) {
   return {vmulq_s32(a.lo, b.lo), vmulq_s32(a.hi, b.hi)};
 }
-QUERN_INLINE I32x8 ShiftRight8(I32x8 v) { return {vshrq_n_s32(v.lo, 8), vshrq_n_s32(v.hi, 8)}; }
+template <int kBits>
+QUERN_INLINE I32x8 ShiftRightInt(I32x8 v) {
+  return {vshrq_n_s32(v.lo, kBits), vshrq_n_s32(v.hi, kBits)};
+}
 QUERN_INLINE int32_t SumLanesInt(I32x8 v) { return vaddvq_s32(vaddq_s32(v.lo, v.hi)); }
 QUERN_INLINE I32x8 LoadBytesAsInt(const uint8_t* p) {
   const uint16x8_t words = vmovl_u8(vld1_u8(p));

@@ -56,6 +56,10 @@ struct EngineOptions {
   absl::Duration max_queue_wait = absl::InfiniteDuration();
   // A table by name ("scalar"), to compare or to find a fault; empty: the best this CPU can run.
   std::string kernels;
+
+  // Takes whatever is asked, as far as it can be counted: for an engine of one's own, which need
+  // not be kept from others.
+  void LiftQueueLimits();
   absl::Status Validate() const;
 };
 

@@ -11,12 +11,20 @@ namespace quern {
 namespace {
 
 constexpr size_t kMaxLogitBiases = 1024;
+constexpr int kMaxQueuedRequests = 1000000;
+constexpr int64_t kMaxQueuedTokens = int64_t{1} << 40;
 
 absl::Status OutOfRange(absl::string_view field, const auto& found, absl::string_view wanted) {
   return absl::InvalidArgumentError(absl::StrCat(field, " is ", found, ", wanted ", wanted));
 }
 
 }  // namespace
+
+void EngineOptions::LiftQueueLimits() {
+  max_queued_requests = kMaxQueuedRequests;
+  max_queued_tokens = kMaxQueuedTokens;
+  max_queue_wait = absl::InfiniteDuration();
+}
 
 absl::Status EngineOptions::Validate() const {
   if (num_threads < 1 || num_threads > 1024) {
@@ -34,10 +42,10 @@ absl::Status EngineOptions::Validate() const {
         "max_step_tokens", max_step_tokens,
         absl::StrCat("max_sequences (", max_sequences, ", one token for each) to 65536"));
   }
-  if (max_queued_requests < 0 || max_queued_requests > 1000000) {
+  if (max_queued_requests < 0 || max_queued_requests > kMaxQueuedRequests) {
     return OutOfRange("max_queued_requests", max_queued_requests, "0 to 1000000");
   }
-  if (max_queued_tokens < 1 || max_queued_tokens > int64_t{1} << 40) {
+  if (max_queued_tokens < 1 || max_queued_tokens > kMaxQueuedTokens) {
     return OutOfRange("max_queued_tokens", max_queued_tokens, "1 to 2^40");
   }
   if (max_queue_wait < absl::ZeroDuration()) {

@@ -186,7 +186,8 @@ absl::StatusOr<std::vector<Verdict>> JudgeAll(
   };
   {
     std::vector<std::jthread> threads;
-    for (int i = 1; i < kItemsTogether; ++i) threads.emplace_back(judge, false);
+    const int num_together = static_cast<int>(std::min<size_t>(kItemsTogether, verdicts.size()));
+    for (int i = 1; i < num_together; ++i) threads.emplace_back(judge, false);
     judge(true);
   }
   std::vector<Verdict> judged;

@@ -63,9 +63,10 @@ struct ZeroShotRow {
 };
 
 // Rows: for each task, source first, then `models` in order. A context that is too long loses its
-// beginning. Several items are scored at once, so that steps are large. `on_progress(done, total)`,
-// on the calling thread, counts items x models; it never falls and ends with the total.
-// INVALID_ARGUMENT when a task is empty or an option is no tokens; errors of Engine::Score.
+// beginning. Several items are scored at once, so that steps are large, and the engine's limits are
+// to let them wait. `on_progress(done, total)`, on the calling thread, counts items x models; it
+// never falls and ends with the total. INVALID_ARGUMENT when a task is empty or an option is no
+// tokens; errors of Engine::Score.
 absl::StatusOr<std::vector<ZeroShotRow>> EvaluateZeroShot(
     Engine& engine, ModelHandle source, const std::vector<NamedModel>& models,
     const std::vector<ZeroShotTask>& tasks,

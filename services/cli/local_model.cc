@@ -44,6 +44,7 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeLocalEngine(int num_threads,
   options.kernels = std::string(kernels);
   options.prefix_cache = false;  // what is measured is to be computed
   options.num_threads = num_threads > 0 ? num_threads : AvailableCpus();
+  options.LiftQueueLimits();
   return Engine::Create(options);
 }
 

@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeJobEngine(const ModelConfig& config,
                                                       int num_sequences, int length_tokens) {
   EngineOptions options{.num_threads = num_threads};
   options.max_sequences = std::min(num_sequences, kMaxRunning);
-  options.max_queued_requests = num_sequences;
+  options.LiftQueueLimits();
   // Keys and values in floats, one page more for each sequence.
   const int64_t sequence_bytes = int64_t{length_tokens + options.page_tokens} *
                                  config.num_hidden_layers * 2 * config.kv_size() *

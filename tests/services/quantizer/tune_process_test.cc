@@ -103,10 +103,15 @@ TEST_F(TuneProcessTest, AnEvaluationMeasuresArtifactsAndDeltas) {
   const std::string delta = tuned.last()["artifact"];
   std::filesystem::rename(Path("work/artifact"), Path("artifacts/" + delta));
   WriteAll(Path("data/text.txt"), std::string(3000, 'a') + " b c d\n");
-  WriteAll(Path("data/tasks.jsonl"), R"({"query":"say","choices":["the the","1 2 3"],"gold":0})"
-                                     "\n"
-                                     R"({"query":"say 1","choices":["x","the the"],"gold":1})"
-                                     "\n");
+  // Far more than the job's engine computes at once.
+  std::string items;
+  for (int i = 0; i < 200; ++i) {
+    items += R"({"query":"say","choices":["the the","1 2 3"],"gold":0})"
+             "\n"
+             R"({"query":"say 1","choices":["x","the the"],"gold":1})"
+             "\n";
+  }
+  WriteAll(Path("data/tasks.jsonl"), items);
   extra_flags_[1] = "evaluate";
   const auto evaluate = [&](const std::string& artifact, const std::string& fields) {
     return R"({"artifact":"artifacts/)" + artifact + "\"," + fields + "}";
@@ -136,7 +141,7 @@ TEST_F(TuneProcessTest, AnEvaluationMeasuresArtifactsAndDeltas) {
       EXPECT_EQ(rows[i]["dataset"], "text.txt");
       EXPECT_EQ(zero_shot[i]["model"], c.models[i]);
       EXPECT_EQ(zero_shot[i]["task"], "tasks");
-      EXPECT_EQ(zero_shot[i]["itemCount"], "2");
+      EXPECT_EQ(zero_shot[i]["itemCount"], "400");
     }
     if (rows.size() == 2) {
       EXPECT_GT(rows[1]["klDivergence"].get<double>(), 0);

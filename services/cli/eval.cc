@@ -196,13 +196,12 @@ absl::Status RunEval(const EvalOptions& options, const Context& context) {
   }
   const std::vector<std::string> names = NamesOf(options.models);
   std::vector<NamedModel> models;
-  for (const std::string& path : options.models) {
-    if (!compared) break;
+  for (size_t i = 0; compared && i < options.models.size(); ++i) {
     ASSIGN_OR_RETURN(
         const LocalModel model,
-        LoadLocalModel(*engine, path,
+        LoadLocalModel(*engine, options.models[i],
                        {.precision = options.precision, .kv_cache_type = options.kv_cache_type}));
-    models.push_back({names[models.size()], model.handle});
+    models.push_back({names[i], model.handle});
   }
   const bool show = context.terminal() && !context.json();
   const std::function<void(int64_t, int64_t)> on_progress = MakeProgress(show);

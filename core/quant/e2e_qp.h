@@ -36,8 +36,8 @@ struct E2eQpContext {
   // is computed again, to the same bits.
   int64_t max_graph_bytes = kMaxE2eGraphBytes;
   std::function<bool()> cancelled;  // may be empty
-  // Before the first step, without a loss, and after each, with its mean loss in nats per token;
-  // may be empty.
+  // Before the first step, without a loss (again after a rewind), and after each, with its mean
+  // loss in nats per token; may be empty.
   std::function<void(int64_t num_done, int64_t num_steps, std::optional<double> loss)> on_step;
 };
 

@@ -34,7 +34,11 @@ class TuneTest : public testing::Test {
     options_.device = "cpu";
     options_.num_threads = 1;
     options_.on_progress = [this](const QuantizeProgress& progress) {
-      if (progress.loss.has_value()) losses_.push_back(*progress.loss);
+      if (progress.loss.has_value()) {
+        losses_.push_back(*progress.loss);
+      } else {
+        beginnings_.push_back(progress.completed);
+      }
     };
     ASSERT_OK_AND_ASSIGN(base_, Quantize(*checkpoint, rounded, {}, options_));
     // "After a, a + 1", in examples of different lengths.
@@ -58,6 +62,7 @@ class TuneTest : public testing::Test {
 
   absl::StatusOr<PackedModel> TuneIt() {
     losses_.clear();
+    beginnings_.clear();
     return Tune(base_, "base", settings_, compute_dtype_, examples_, options_);
   }
 
@@ -72,11 +77,13 @@ class TuneTest : public testing::Test {
   ComputeDtype compute_dtype_ = ComputeDtype::kFloat32;
   QuantizeOptions options_;
   std::vector<double> losses_;
+  std::vector<int64_t> beginnings_;  // steps that were done before the first of a run
 };
 
 TEST_F(TuneTest, LearnsByScalesAlone) {
   ASSERT_OK_AND_ASSIGN(const PackedModel tuned, TuneIt());
   ASSERT_EQ(losses_.size(), 18u);
+  EXPECT_EQ(beginnings_, std::vector<int64_t>{0}) << "the stage is said before its first step";
   EXPECT_LT(losses_.back(), losses_.front() - 0.3);
   int changed = 0;
   for (const auto& [name, matrix] : base_.matrices) {

@@ -147,17 +147,7 @@ std::optional<TrainedBlock> ReadBlock(const SafetensorsFile& file) {
 absl::StatusOr<TrainingDirectory> TrainingDirectory::Open(absl::string_view path,
                                                           absl::string_view fingerprint) {
   RETURN_IF_ERROR(CreateDirectories(path));
-  TrainingDirectory directory(path, fingerprint);
-  // Block 0 is the first file of a run; whose it is says whose the directory is.
-  const absl::StatusOr<SafetensorsFile> first = OpenIntact(directory.BlockPath(0));
-  if (first.ok() && Value(*first, kFingerprintKey) != fingerprint) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        path, ": holds the training state of another run (fingerprint ",
-        Value(*first, kFingerprintKey), ", this run's is ", fingerprint,
-        "): task, checkpoint, calibration, device or number of threads differ; use another work "
-        "directory or remove this one"));
-  }
-  return directory;
+  return TrainingDirectory(path, fingerprint);
 }
 
 std::string TrainingDirectory::BlockPath(int layer) const {
@@ -174,15 +164,21 @@ std::vector<TrainedBlock> TrainingDirectory::LoadBlocks(int num_layers) {
   for (int layer = 0; layer < num_layers; ++layer) {
     const absl::StatusOr<SafetensorsFile> file = OpenIntact(BlockPath(layer));
     std::optional<TrainedBlock> block;
-    if (file.ok() && Value(*file, kFingerprintKey) == fingerprint_ &&
-        Value(*file, kParentKey) == chain_) {
+    std::string reason(file.status().message());
+    if (file.ok() && Value(*file, kFingerprintKey) != fingerprint_) {
+      reason =
+          "it is another run's: task, checkpoint, calibration, version, device or number of "
+          "threads differ";
+    } else if (file.ok() && Value(*file, kParentKey) != chain_) {
+      reason = "it does not follow the block before";
+    } else if (file.ok()) {
       block = ReadBlock(*file);
+      reason = "it lacks something";
     }
     if (!block.has_value()) {
       if (!absl::IsNotFound(file.status())) {
-        LOG(WARNING) << "saved block not used, trained again block=" << layer << " reason="
-                     << (file.ok() ? "does not follow the block before"
-                                   : std::string(file.status().message()));
+        LOG(WARNING) << "saved block not used, trained again block=" << layer << " reason=\""
+                     << reason << "\"";
       }
       break;
     }

@@ -41,8 +41,9 @@ struct E2eState {
 // One run's directory. Thread-compatible.
 class TrainingDirectory {
  public:
-  // Makes the directory or takes it over. FAILED_PRECONDITION when it holds intact files of a run
-  // with another fingerprint (64 hex digits).
+  // Makes the directory or takes it over, for the run with this fingerprint (64 hex digits). What
+  // runs with others left there is replaced as training goes on: a job that comes back to a worker
+  // which has another version or number of threads by then starts again.
   static absl::StatusOr<TrainingDirectory> Open(absl::string_view path,
                                                 absl::string_view fingerprint);
 

@@ -109,10 +109,18 @@ TEST_F(TrainingDirectoryTest, BlocksAfterAnEqualReplacementStayAndAfterAnotherOn
   EXPECT_EQ(directory_->LoadBlocks(3).size(), 2u);
 }
 
-TEST_F(TrainingDirectoryTest, RefusesTheDirectoryOfAnotherRun) {
+TEST_F(TrainingDirectoryTest, ReplacesWhatAnotherRunLeft) {
   SaveThree();
-  EXPECT_THAT(TrainingDirectory::Open(path_, std::string(64, 'b')),
-              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("another run")));
+  directory_->LoadBlocks(3);
+  ASSERT_OK(directory_->SaveE2e({.num_steps_done = 5, .tensors = {{1}}}));
+  ASSERT_OK_AND_ASSIGN(TrainingDirectory other,
+                       TrainingDirectory::Open(path_, std::string(64, 'b')));
+  EXPECT_TRUE(other.LoadBlocks(3).empty());
+  EXPECT_FALSE(other.LoadE2e().has_value());
+  ASSERT_OK(other.SaveBlock(0, Block(4)));
+  EXPECT_EQ(other.LoadBlocks(3).size(), 1u);
+  Reopen();
+  EXPECT_TRUE(directory_->LoadBlocks(3).empty());
 }
 
 TEST_F(TrainingDirectoryTest, KeepsTwoGenerationsOfEndToEndState) {

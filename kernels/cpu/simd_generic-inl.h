@@ -112,7 +112,7 @@ QUERN_INLINE I32x8 ZeroInt() { return I32x8{}; }
 QUERN_INLINE I32x8 SetInt(int32_t v) { return I32x8{v, v, v, v, v, v, v, v}; }
 QUERN_INLINE I32x8 AddInt(I32x8 a, I32x8 b) { return a + b; }
 QUERN_INLINE I32x8 MulInt(I32x8 a, I32x8 b) { return a * b; }
-// Floor of v / 256.
+// Floor of v / 2^kBits.
 template <int kBits>
 QUERN_INLINE I32x8 ShiftRightInt(I32x8 v) {
   return v >> kBits;

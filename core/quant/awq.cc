@@ -22,7 +22,7 @@ double OutputError(const at::Tensor& w, const at::Tensor& quantized, const at::T
 }
 
 // s for matrices that share their inputs.
-at::Tensor FindScales(const QuantFormat& format, const InputMoments& moments,
+at::Tensor FindScales(const QuantFormat& format, int layer, const InputMoments& moments,
                       const std::vector<BlockMatrix>& matrices, const TorchBlock& block) {
   const at::Tensor magnitude = moments.of(matrices[0]).diagonal().sqrt().clamp_min(1e-8);
   at::Tensor best = at::ones_like(magnitude);
@@ -34,7 +34,8 @@ at::Tensor FindScales(const QuantFormat& format, const InputMoments& moments,
     for (const BlockMatrix matrix : matrices) {
       const at::Tensor& w = block.linears[matrix].weight;
       const at::Tensor scaled = w * scale;
-      const at::Tensor rounded = FakeQuantize(scaled, MinMaxQuantParameters(scaled, format));
+      const at::Tensor rounded = FakeQuantize(
+          scaled, MinMaxQuantParameters(scaled, format.For(MatrixTensorName(layer, matrix))));
       error += OutputError(w, rounded / scale, moments.of(matrix));
     }
     if (error < least) {
@@ -65,15 +66,15 @@ void UnscaleOutputs(const at::Tensor& scale, TorchLinear& linear) {
 
 }  // namespace
 
-void ScaleChannels(const QuantFormat& format, InputMoments& moments, TorchBlock& block) {
+void ScaleChannels(const QuantFormat& format, int layer, InputMoments& moments, TorchBlock& block) {
   const at::NoGradGuard no_grad;
   const auto scale_against_norm = [&](const std::vector<BlockMatrix>& matrices, at::Tensor& norm) {
-    const at::Tensor scale = FindScales(format, moments, matrices, block);
+    const at::Tensor scale = FindScales(format, layer, moments, matrices, block);
     ScaleInputs(matrices, scale, moments, block);
     norm = norm / scale;
   };
   const auto scale_against_rows = [&](BlockMatrix matrix, BlockMatrix before) {
-    const at::Tensor scale = FindScales(format, moments, {matrix}, block);
+    const at::Tensor scale = FindScales(format, layer, moments, {matrix}, block);
     ScaleInputs({matrix}, scale, moments, block);
     UnscaleOutputs(scale, block.linears[before]);
   };
@@ -94,7 +95,7 @@ absl::StatusOr<TrainedBlock> QuantizeBlockByAwq(const QuantFormat& format, int l
     }
   }
   TorchBlock block = source;
-  ScaleChannels(format, moments, block);
+  ScaleChannels(format, layer, moments, block);
   std::array<QuantParameters, kNumBlockMatrices> quant;
   for (int i = 0; i < kNumBlockMatrices; ++i) {
     const auto matrix = static_cast<BlockMatrix>(i);

@@ -15,12 +15,12 @@
 
 namespace quern {
 
-// Scales the channels of `block` in place: of q, k and v against their norm, of gate and up against
-// theirs, of down against up's rows, of o against v's rows where every head has its own. Each time
-// with s = m^a, m the root mean square of the input and a of 0, 1/20, ..., 1 the exponent with the
-// least error of the outputs under min-max rounding, s normalised so that its extremes lie around
-// 1. moments: full, of the block's inputs; become those of the scaled block's.
-void ScaleChannels(const QuantFormat& format, InputMoments& moments, TorchBlock& block);
+// Scales the channels of block `layer` in place: of q, k and v against their norm, of gate and up
+// against theirs, of down against up's rows, of o against v's rows where every head has its own.
+// Each time with s = m^a, m the root mean square of the input and a of 0, 1/20, ..., 1 the exponent
+// with the least error of the outputs under min-max rounding, s normalised so that its extremes lie
+// around 1. moments: full, of the block's inputs; become those of the scaled block's.
+void ScaleChannels(const QuantFormat& format, int layer, InputMoments& moments, TorchBlock& block);
 
 // Block `layer` by AWQ, without training: channels scaled, then clipped ranges searched (as
 // QuantStart::kSearch does). moments: full. ABORTED when they, or the weights, are not finite.

@@ -81,7 +81,7 @@ class AwqTest : public testing::TestWithParam<int> {
 TEST_P(AwqTest, TheScaledBlockComputesTheSame) {
   TorchBlock scaled = block_;
   InputMoments moments = moments_;
-  ScaleChannels({.bits = 3, .group_size = 32}, moments, scaled);
+  ScaleChannels({.bits = 3, .group_size = 32}, 0, moments, scaled);
   EXPECT_LT(Error(scaled), 1e-9);
   EXPECT_FALSE(at::allclose(scaled.input_norm, block_.input_norm)) << "something was scaled";
   EXPECT_FALSE(at::allclose(scaled.linears[kDownProj].weight, block_.linears[kDownProj].weight));
@@ -93,6 +93,21 @@ TEST_P(AwqTest, TheScaledBlockComputesTheSame) {
   for (const BlockMatrix matrix : {kQProj, kGateProj, kDownProj}) {
     EXPECT_TRUE(at::allclose(measured.of(matrix), moments.of(matrix), 1e-3, 1e-3)) << matrix;
   }
+}
+
+TEST_P(AwqTest, EachMatrixIsRoundedToItsOwnBits) {
+  const auto scaled_down = [&](const QuantFormat& format) {
+    TorchBlock scaled = block_;
+    InputMoments moments = moments_;
+    ScaleChannels(format, 0, moments, scaled);
+    return scaled.linears[kDownProj].weight;
+  };
+  const at::Tensor wanted = scaled_down({.bits = 8, .group_size = 32});
+  ASSERT_FALSE(at::equal(scaled_down({.bits = 2, .group_size = 32}), wanted));
+  EXPECT_TRUE(at::equal(
+      scaled_down(
+          {.bits = 2, .group_size = 32, .matrix_bits = {{MatrixTensorName(0, kDownProj), 8}}}),
+      wanted));
 }
 
 TEST_P(AwqTest, LosesLessThanRounding) {

@@ -53,7 +53,8 @@ absl::Status CheckUsed(const Task& task) {
   const E2eQpSettings& e2e = task.e2e_qp;
   const bool has_e2e = e2e.sample_count || e2e.sequence_length_tokens || e2e.epoch_count ||
                        e2e.batch_size || e2e.learning_rate || e2e.loss || e2e.trainable ||
-                       e2e.weight_learning_rate || e2e.first_sample || e2e.absolute_rate;
+                       e2e.weight_learning_rate || e2e.first_sample || e2e.absolute_rate ||
+                       e2e.cross_entropy_share;
   if (task.method == QuantMethod::kRtn) {
     if (has_samples || has_training) return refuse("block_ap");
     if (!task.calibration_path.empty()) return refuse("calibration");
@@ -115,6 +116,10 @@ absl::Status CheckResolved(const Task& task, const ModelConfig& config) {
   }
   if (*task.e2e_qp.absolute_rate && task.e2e_qp.trainable != E2eTrainable::kScales) {
     return Wrong("e2e_qp.absolute_rate", "is true, wanted trainable SCALES with it");
+  }
+  if (*task.e2e_qp.cross_entropy_share > 0 && task.e2e_qp.loss != E2eLoss::kDistillation) {
+    return Wrong("e2e_qp.cross_entropy_share", absl::StrCat("is ", *task.e2e_qp.cross_entropy_share,
+                                                            ", wanted loss DISTILLATION with it"));
   }
   return CheckBatch("e2e_qp", *task.e2e_qp.batch_size, *task.e2e_qp.sample_count);
 }

@@ -61,6 +61,7 @@ void ApplyReference(const ModelConfig& config, Task& task) {
   // Relative, it is as much of the scales of its models, which are about 1e-2.
   Default(e2e.learning_rate, (*e2e.absolute_rate ? 1 : 100) * PublishedE2eRate(task.format.bits));
   Default(e2e.loss, E2eLoss::kCrossEntropy);
+  Default(e2e.cross_entropy_share, 0.0);
   Default(e2e.trainable, E2eTrainable::kScales);
   Default(e2e.weight_learning_rate, 0.0);
   Default(e2e.first_sample, 0);
@@ -252,6 +253,7 @@ void ApplyPreset(const ModelConfig& config, Task& task) {
               ? PublishedE2eRate(task.format.bits)
               : rates.e2e.At(Steps(*e2e.sample_count, *e2e.epoch_count, *e2e.batch_size)));
   Default(e2e.loss, E2eLoss::kDistillation);
+  Default(e2e.cross_entropy_share, 0.0);
   Default(e2e.trainable, untrained ? E2eTrainable::kScalesAndNorms : E2eTrainable::kScales);
   Default(e2e.weight_learning_rate,
           *e2e.trainable == E2eTrainable::kAll ? *e2e.learning_rate * kWeightRateShare : 0.0);

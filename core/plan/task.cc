@@ -109,6 +109,7 @@ void ParseE2eQp(ProtoJson& json, E2eQpSettings& settings) {
   json.Number("weight_learning_rate", 0, 1, settings.weight_learning_rate);
   json.Int("first_sample", 0, 65536, settings.first_sample);
   json.Bool("absolute_rate", settings.absolute_rate);
+  json.Number("cross_entropy_share", 0, 1, settings.cross_entropy_share);
 }
 
 // What decides the result's weights, seed and inputs apart.
@@ -147,7 +148,8 @@ Json SettingsToJson(const Task& task) {
             {"trainable", NameOrNull(E2eTrainableNames(), e2e.trainable)},
             {"weight_learning_rate", OrNull(e2e.weight_learning_rate)},
             {"first_sample", OrNull(e2e.first_sample)},
-            {"absolute_rate", OrNull(e2e.absolute_rate)}}}};
+            {"absolute_rate", OrNull(e2e.absolute_rate)},
+            {"cross_entropy_share", OrNull(e2e.cross_entropy_share)}}}};
 }
 
 }  // namespace

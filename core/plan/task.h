@@ -78,6 +78,8 @@ struct E2eQpSettings {
   std::optional<int> first_sample;  // of the calibration's sequences; 0..65536
   // Rates as they are, falling to nothing: not relative, and not to a twentieth.
   std::optional<bool> absolute_rate;
+  // What part of the loss DISTILLATION is cross-entropy; 0..1.
+  std::optional<double> cross_entropy_share;
 };
 
 // Optional text to evaluate on.

@@ -14,7 +14,6 @@
 #include "core/model/tensor_names.h"
 #include "core/quant/adam.h"
 #include "core/quant/block_ap.h"
-#include "core/quant/head_loss.h"
 
 namespace quern {
 namespace {
@@ -30,11 +29,11 @@ constexpr double kWarmUpShare = 0.03;
 // and backward only scales.
 class HeadLoss : public Function<HeadLoss> {
  public:
-  // What is compared with; either the teacher's two are defined, or the targets.
+  // What is compared with: a teacher, where it is defined, and the text.
   struct Reference {
     at::Tensor teacher_hidden;
     at::Tensor teacher_head;
-    at::Tensor targets;
+    HardTargets targets;
   };
 
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
@@ -47,12 +46,15 @@ class HeadLoss : public Function<HeadLoss> {
     for (int64_t begin = 0; begin < num_rows; begin += kSliceRows) {
       const int64_t count = std::min(kSliceRows, num_rows - begin);
       at::Tensor logits = Logits(hidden.narrow(0, begin, count), head);
-      if (reference.targets.defined()) {
-        sum += CrossEntropyToGradients(logits, reference.targets.narrow(0, begin, count));
+      HardTargets targets = {.share = reference.targets.share};
+      if (targets.share > 0) targets.tokens = reference.targets.tokens.narrow(0, begin, count);
+      if (!reference.teacher_hidden.defined()) {
+        sum += CrossEntropyToGradients(logits, targets.tokens);
       } else {
         sum += DivergenceToGradients(
             logits,
-            Logits(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head));
+            Logits(reference.teacher_hidden.narrow(0, begin, count), reference.teacher_head),
+            targets);
       }
       grad.narrow(0, begin, count).copy_(at::mm(logits, head));
     }
@@ -392,13 +394,15 @@ absl::Status ScaleTrainer::Train() {
 }  // namespace
 
 at::Tensor DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
-                            const at::Tensor& teacher_hidden, const at::Tensor& teacher_head) {
-  return HeadLoss::apply(hidden, head, HeadLoss::Reference{teacher_hidden, teacher_head, {}});
+                            const at::Tensor& teacher_hidden, const at::Tensor& teacher_head,
+                            const HardTargets& targets) {
+  return HeadLoss::apply(hidden, head, HeadLoss::Reference{teacher_hidden, teacher_head, targets});
 }
 
 at::Tensor CrossEntropyLoss(const at::Tensor& hidden, const at::Tensor& head,
                             const at::Tensor& targets) {
-  return HeadLoss::apply(hidden, head, HeadLoss::Reference{{}, {}, targets});
+  return HeadLoss::apply(hidden, head,
+                         HeadLoss::Reference{.targets = {.tokens = targets, .share = 1}});
 }
 
 absl::Status TrainScales(const E2eQpContext& context, const E2eData& data,

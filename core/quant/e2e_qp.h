@@ -19,6 +19,7 @@
 #include "core/plan/task.h"
 #include "core/quant/activation_store.h"
 #include "core/quant/checkpointing.h"
+#include "core/quant/head_loss.h"
 #include "core/quant/torch_ops.h"
 
 namespace quern {
@@ -76,9 +77,11 @@ absl::Status TrainScales(const E2eQpContext& context, const E2eData& data,
 
 // Mean loss over the rows of `hidden` [num_rows, hidden_size], differentiable in `hidden` alone,
 // without ever holding more than a slice of the logits; products in the type of the heads:
-// KL(softmax(teacher_hidden * teacher_head^T) || softmax(hidden * head^T)).
+// KL(softmax(teacher_hidden * teacher_head^T) || softmax(hidden * head^T)), of which the targets'
+// share is CrossEntropyLoss.
 at::Tensor DistillationLoss(const at::Tensor& hidden, const at::Tensor& head,
-                            const at::Tensor& teacher_hidden, const at::Tensor& teacher_head);
+                            const at::Tensor& teacher_hidden, const at::Tensor& teacher_head,
+                            const HardTargets& targets = {});
 // -log softmax(hidden * head^T)[target]; targets: [num_rows] int64.
 at::Tensor CrossEntropyLoss(const at::Tensor& hidden, const at::Tensor& head,
                             const at::Tensor& targets);

@@ -28,17 +28,30 @@ double SumOverRows(const at::Tensor& logits, LossOf loss_of) {
 
 }  // namespace
 
-double DivergenceToGradients(at::Tensor& logits, const at::Tensor& teacher) {
+double DivergenceToGradients(at::Tensor& logits, const at::Tensor& teacher,
+                             const HardTargets& targets) {
+  const bool has_targets = targets.share > 0;
   if (!logits.is_cpu()) {
     const at::Tensor log_p = logits.log_softmax(1, at::kFloat);
     at::Tensor log_q = teacher.log_softmax(1, at::kFloat);
     const at::Tensor q = log_q.exp();
-    logits = (log_p.exp() - q).to(logits.scalar_type());
-    return log_q.sub_(log_p).mul_(q).sum().item<double>();
+    at::Tensor grad = log_p.exp().sub_(q, 1 - targets.share);
+    double loss = (1 - targets.share) * log_q.sub_(log_p).mul_(q).sum().item<double>();
+    if (has_targets) {
+      const at::Tensor target = targets.tokens.unsqueeze(1);
+      grad.scatter_add_(1, target, at::full_like(target, -targets.share, grad.options()));
+      loss -= targets.share * log_p.gather(1, target).sum().item<double>();
+    }
+    logits = grad.to(logits.scalar_type());
+    return loss;
   }
   const LossLoops& loops = SupportedLossLoops()[0];
+  const int64_t* tokens = has_targets ? targets.tokens.const_data_ptr<int64_t>() : nullptr;
   return SumOverRows(logits, [&](int64_t row, float* scratch) {
-    return loops.divergence(RowOf(logits, row), RowOf(teacher, row), logits.size(1), scratch);
+    const HardTarget target = {.token = has_targets ? tokens[row] : 0,
+                               .share = static_cast<float>(targets.share)};
+    return loops.divergence(RowOf(logits, row), RowOf(teacher, row), target, logits.size(1),
+                            scratch);
   });
 }
 

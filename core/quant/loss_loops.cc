@@ -63,7 +63,8 @@ QUERN_INLINE Normalizer LogSumExp(const float* x, int64_t count, float greatest)
 }
 
 template <typename I>
-QUERN_INLINE double Divergence(LogitRow student, LogitRow teacher, int64_t count, float* scratch) {
+QUERN_INLINE double Divergence(LogitRow student, LogitRow teacher, HardTarget target, int64_t count,
+                               float* scratch) {
   const int64_t padded = LossScratchFloats(count) / 2;
   float* s = scratch;
   float* t = scratch + padded;
@@ -71,6 +72,12 @@ QUERN_INLINE double Divergence(LogitRow student, LogitRow teacher, int64_t count
   const Normalizer of_t = LogSumExp<I>(t, count, ToFloats(teacher, count, t));
   // 0 times the difference of two infinities is no number.
   constexpr float kNever = -200;
+  double hard_loss = 0;
+  if (target.share > 0) {
+    hard_loss =
+        target.share * (static_cast<double>(of_s.log_sum) - (s[target.token] - of_s.greatest));
+  }
+  const float soft_share = 1 - target.share;
   std::fill(s + count, s + padded, of_s.greatest + kNever);
   std::fill(t + count, t + padded, of_t.greatest + kNever);
   constexpr int64_t kTerms = 128 * I::kLanes;
@@ -89,12 +96,13 @@ QUERN_INLINE double Divergence(LogitRow student, LogitRow teacher, int64_t count
       Exp<I>(p);
       Exp<I>(q);
       sums += q * (log_q - log_p);
-      Store<I>(p - q, s + i);
+      Store<I>(p - soft_share * q, s + i);
     }
     for (int lane = 0; lane < I::kLanes; ++lane) loss += sums[lane];
   }
+  s[target.token] -= target.share;
   FromFloats(s, count, student);
-  return loss;
+  return soft_share * loss + hard_loss;
 }
 
 template <typename I>
@@ -116,14 +124,14 @@ QUERN_INLINE double CrossEntropy(LogitRow student, int64_t target, int64_t count
 
 #if defined(__x86_64__)
 
-QUERN_AVX512 double DivergenceAvx512(LogitRow student, LogitRow teacher, int64_t count,
-                                     float* scratch) {
-  return Divergence<Avx512>(student, teacher, count, scratch);
+QUERN_AVX512 double DivergenceAvx512(LogitRow student, LogitRow teacher, HardTarget target,
+                                     int64_t count, float* scratch) {
+  return Divergence<Avx512>(student, teacher, target, count, scratch);
 }
 
-QUERN_AVX2 double DivergenceAvx2(LogitRow student, LogitRow teacher, int64_t count,
-                                 float* scratch) {
-  return Divergence<Avx2>(student, teacher, count, scratch);
+QUERN_AVX2 double DivergenceAvx2(LogitRow student, LogitRow teacher, HardTarget target,
+                                 int64_t count, float* scratch) {
+  return Divergence<Avx2>(student, teacher, target, count, scratch);
 }
 
 QUERN_AVX512 double CrossEntropyAvx512(LogitRow student, int64_t target, int64_t count,
@@ -138,8 +146,9 @@ QUERN_AVX2 double CrossEntropyAvx2(LogitRow student, int64_t target, int64_t cou
 
 #endif
 
-double DivergenceBaseline(LogitRow student, LogitRow teacher, int64_t count, float* scratch) {
-  return Divergence<Baseline>(student, teacher, count, scratch);
+double DivergenceBaseline(LogitRow student, LogitRow teacher, HardTarget target, int64_t count,
+                          float* scratch) {
+  return Divergence<Baseline>(student, teacher, target, count, scratch);
 }
 
 double CrossEntropyBaseline(LogitRow student, int64_t target, int64_t count, float* scratch) {

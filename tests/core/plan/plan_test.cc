@@ -518,6 +518,11 @@ TEST(PlanTest, WhatCannotRunIsRefusedByField) {
   task.e2e_qp.loss = E2eLoss::kCrossEntropy;
   ExpectRefused(task, "e2e_qp is set, but method BLOCK_AP");
   task = QuickTask(4);
+  task.e2e_qp.cross_entropy_share = 0.25;
+  EXPECT_OK(MakePlan(task, SmolLm2(), {}));
+  task.e2e_qp.loss = E2eLoss::kCrossEntropy;
+  ExpectRefused(task, "e2e_qp.cross_entropy_share is 0.25, wanted loss DISTILLATION with it");
+  task = QuickTask(4);
   task.method = QuantMethod::kGptq;
   task.block_ap.sample_count = 8;
   EXPECT_OK(MakePlan(task, SmolLm2(), {}));

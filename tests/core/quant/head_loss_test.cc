@@ -35,27 +35,37 @@ TEST_P(HeadLossTest, DivergenceEqualsTheOracle) {
   at::manual_seed(2);
   const at::Tensor student = Logits(4);
   const at::Tensor teacher = Logits(5);
+  const int64_t last = student.size(1) - 1;
+  const at::Tensor tokens = at::tensor({last, int64_t{0}, last / 2}, at::kLong);
   const at::Tensor log_p = student.to(at::kDouble).log_softmax(1);
   const at::Tensor log_q = teacher.to(at::kDouble).log_softmax(1);
-  const at::Tensor losses = (log_q.exp() * (log_q - log_p)).sum(1);
-  const at::Tensor grads = log_p.exp() - log_q.exp();
   std::vector<float> scratch(LossScratchFloats(student.size(1)));
-  for (const LossLoops& loops : SupportedLossLoops()) {
-    SCOPED_TRACE(loops.name);
-    at::Tensor found = student.clone();
-    at::Tensor same = teacher.clone();
-    for (int64_t row = 0; row < 3; ++row) {
-      const double loss =
-          loops.divergence(RowOf(found, row), RowOf(same, row), student.size(1), scratch.data());
-      const double wanted = losses[row].item<double>();
-      EXPECT_NEAR(loss, wanted, 1e-5 * std::max(1.0, wanted));
+  for (const double share : {0.0, 0.3, 1.0}) {
+    SCOPED_TRACE(share);
+    const at::Tensor losses = (1 - share) * (log_q.exp() * (log_q - log_p)).sum(1) -
+                              share * log_p.gather(1, tokens.unsqueeze(1)).squeeze(1);
+    at::Tensor grads = log_p.exp() - (1 - share) * log_q.exp();
+    for (int64_t row = 0; row < 3; ++row) grads[row][tokens[row].item<int64_t>()] -= share;
+    for (const LossLoops& loops : SupportedLossLoops()) {
+      SCOPED_TRACE(loops.name);
+      at::Tensor found = student.clone();
+      at::Tensor same = teacher.clone();
+      for (int64_t row = 0; row < 3; ++row) {
+        const HardTarget target = {.token = tokens[row].item<int64_t>(),
+                                   .share = static_cast<float>(share)};
+        const double loss = loops.divergence(RowOf(found, row), RowOf(same, row), target,
+                                             student.size(1), scratch.data());
+        const double wanted = losses[row].item<double>();
+        EXPECT_NEAR(loss, wanted, 1e-5 * std::max(1.0, wanted));
+      }
+      ExpectGradients(found, grads);
+      EXPECT_TRUE(at::equal(same, teacher));
     }
-    ExpectGradients(found, grads);
-    EXPECT_TRUE(at::equal(same, teacher));
+    at::Tensor all = student.clone();
+    EXPECT_NEAR(DivergenceToGradients(all, teacher, {.tokens = tokens, .share = share}),
+                losses.sum().item<double>(), 1e-4);
+    ExpectGradients(all, grads);
   }
-  at::Tensor all = student.clone();
-  EXPECT_NEAR(DivergenceToGradients(all, teacher), losses.sum().item<double>(), 1e-4);
-  ExpectGradients(all, grads);
 }
 
 TEST_P(HeadLossTest, CrossEntropyEqualsTheOracle) {

@@ -80,7 +80,8 @@ class QuantizeTest : public testing::Test {
                      .trainable = E2eTrainable::kScales,
                      .weight_learning_rate = 0.0,
                      .first_sample = 0,
-                     .absolute_rate = false};
+                     .absolute_rate = false,
+                     .cross_entropy_share = 0};
     }
     return task;
   }
@@ -249,6 +250,23 @@ TEST_F(QuantizeTest, CrossEntropyLowersTheLossToo) {
   ASSERT_EQ(losses.size(), 8u);
   EXPECT_LT(losses[4] + losses[5] + losses[6] + losses[7],
             losses[0] + losses[1] + losses[2] + losses[3]);
+}
+
+// Half of one and half of the other at the first step, whose model is the same.
+TEST_F(QuantizeTest, CrossEntropyMayBeAShareOfTheLoss) {
+  const auto first_loss = [&](E2eLoss loss, double share, const std::string& directory) {
+    Task task = MakeTask(QuantMethod::kBlockApE2eQp, {.bits = 2, .symmetric = true});
+    task.e2e_qp.loss = loss;
+    task.e2e_qp.cross_entropy_share = share;
+    options_.work_directory = directory_ + directory;
+    EXPECT_OK(Run(task));
+    return Losses(Stage::kE2eQp).at(0);
+  };
+  const double divergence = first_loss(E2eLoss::kDistillation, 0, "/divergence");
+  const double entropy = first_loss(E2eLoss::kCrossEntropy, 0, "/entropy");
+  const double both = first_loss(E2eLoss::kDistillation, 0.5, "/both");
+  // The divergence alone counts the last token of a sequence as well.
+  EXPECT_NEAR(both, (divergence + entropy) / 2, 0.02 * entropy);
 }
 
 TEST_F(QuantizeTest, EndToEndTrainingChangesScalesAlone) {

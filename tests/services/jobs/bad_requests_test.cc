@@ -216,6 +216,7 @@ TEST_F(BadRequestsTest, CreateFormatAndSettings) {
   };
   e2e_qp([](auto& settings) { settings.set_sample_count(0); });
   e2e_qp([](auto& settings) { settings.set_learning_rate(1e9); });
+  e2e_qp([](auto& settings) { settings.set_cross_entropy_share(1.5); });
   e2e_qp([](auto& settings) {
     settings.set_loss(static_cast<quantization::v1::E2eQpSettings::Loss>(77));
   });
